@@ -1,0 +1,113 @@
+"""A training sample: an image with its mask, and the geometry that is still to be applied to both.
+
+Geometric augmentations only compose a matrix. Image and mask are then warped once, by the same matrix, so
+they cannot come apart; what lies outside the source is void in the mask by construction; and only the
+pixels of the final crop are ever computed.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vocseg.data.dataset import VOID
+
+cv2.setNumThreads(0)  # the loader's threads are the parallelism; OpenCV's own would fight torch for the cores
+
+Matrix = NDArray[np.float64]
+
+
+class Sample:
+    """An image and a mask, seen through a pending affine map.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w) uint8, class ids or 255.
+        fill: the RGB colour of image pixels that lie outside the source.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], fill: tuple[int, int, int] = (124, 116, 104)):
+        self._image = image
+        self._mask = mask
+        self._matrix: Matrix | None = None  # source pixel -> view pixel, homogeneous 3x3
+        self._size = mask.shape[:2]
+        self.fill = fill
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the view as it stands."""
+        return self._size
+
+    def transform(self, matrix: Matrix, size: tuple[int, int] | None = None) -> None:
+        """Moves the view: `matrix` (3x3) takes its pixel coordinates (x, y, 1) to the new ones.
+
+        Pixel coordinates have their origin at the upper left corner of the view, so that the centre of the
+        first pixel is (0.5, 0.5) and scaling by s is diag(s, s, 1). `size` is the new (height, width).
+        """
+        self._matrix = matrix if self._matrix is None else matrix @ self._matrix
+        self._size = self._size if size is None else size
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8 RGB pixels of the view; applies the pending geometry."""
+        self._render()
+        return self._image
+
+    @image.setter
+    def image(self, pixels: NDArray[np.uint8]) -> None:
+        self._render()
+        if pixels.shape != self._image.shape or pixels.dtype != np.uint8:
+            raise ValueError(f"expected uint8 pixels of shape {self._image.shape}, got {pixels.dtype} {pixels.shape}")
+        self._image = pixels
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """(h, w) uint8 labels of the view; applies the pending geometry."""
+        self._render()
+        return self._mask
+
+    @mask.setter
+    def mask(self, labels: NDArray[np.uint8]) -> None:
+        self._render()
+        if labels.shape != self._mask.shape or labels.dtype != np.uint8:
+            raise ValueError(f"expected uint8 labels of shape {self._mask.shape}, got {labels.dtype} {labels.shape}")
+        self._mask = labels
+
+    def _render(self) -> None:
+        if self._matrix is None:
+            return
+        matrix, (height, width) = self._matrix, self._size
+        image, mask = self._image, self._mask
+        # Bilinear sampling skips pixels below half size: shrink first by area, which averages them.
+        scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        shrunk, to_source = image, np.eye(3)
+        if scale < 0.6:
+            shrunk = cv2.resize(
+                image,
+                (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))),
+                interpolation=cv2.INTER_AREA,
+            )
+            to_source = np.diag([image.shape[1] / shrunk.shape[1], image.shape[0] / shrunk.shape[0], 1.0])
+        self._image = cv2.warpAffine(
+            shrunk,
+            _centred(matrix @ to_source),
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.fill,
+        )
+        self._mask = cv2.warpAffine(
+            mask,
+            _centred(matrix),
+            (width, height),
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=VOID,
+        )
+        self._matrix = None
+
+
+def _centred(matrix: Matrix) -> Matrix:
+    """From corner-origin coordinates to OpenCV's, in which the first pixel's centre is (0, 0)."""
+    shift = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])
+    back = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    return (shift @ matrix @ back)[:2]

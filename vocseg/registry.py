@@ -1,0 +1,208 @@
+"""The kinds of component, the marks that plugins put on functions, and the registry that finds them.
+
+A component is a plain function. What it takes by position is handed over by vocseg, by name; what it
+takes by keyword is a recipe key. A mark only tags the function, so importing a plugin changes nothing.
+
+    kind           handed over by position                  returns
+    architecture   num_classes                              a module: (b, 3, h, w) -> (b, num_classes, h, w)
+    loss           any of num_classes, class_pixels         f(logits, target) -> scalar tensor
+    augmentation   nothing                                  f(sample, rng), which changes the sample in place
+    optimizer      params                                   a torch.optim.Optimizer
+    schedule       any of steps, steps_per_epoch, lr        f(step) -> factor on the learning rate
+    initializer    nothing                                  f(module), which fills one layer's weights
+    dataset        any of root, split                       a vocseg.data.dataset.Dataset
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vocseg.errors import Problem, UsageError, did_you_mean
+
+HANDED_OVER: dict[str, tuple[str, ...]] = {
+    "architecture": ("num_classes",),
+    "loss": ("num_classes", "class_pixels"),
+    "augmentation": (),
+    "optimizer": ("params",),
+    "schedule": ("steps", "steps_per_epoch", "lr"),
+    "initializer": (),
+    "dataset": ("root", "split"),
+}
+KINDS = tuple(HANDED_OVER)
+
+MARK = "__vocseg_mark__"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a decorator leaves on a function."""
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _mark(function: Callable | None, kind: str, **options: Any) -> Callable:
+    def tag(target: Callable) -> Callable:
+        setattr(target, MARK, Mark(kind, options))
+        return target
+
+    return tag if function is None else tag(function)
+
+
+def architecture(function: Callable | None = None, /, *, backbone: str = "") -> Callable:
+    """Marks a function that builds a network.
+
+    `backbone` names the attribute of the built module that holds its encoder. It is what
+    `model.weights` fills, `train.freeze_encoder` freezes and `optimizer.encoder_lr` slows down.
+    """
+    return _mark(function, "architecture", backbone=backbone)
+
+
+def loss(function: Callable | None = None, /) -> Callable:
+    """Marks a function that makes a loss: f(logits (b, c, h, w) float32, target (b, h, w) int64, void 255)."""
+    return _mark(function, "loss")
+
+
+def augmentation(function: Callable | None = None, /) -> Callable:
+    """Marks a function that makes an augmentation: f(sample, rng) with a `vocseg.data.sample.Sample`."""
+    return _mark(function, "augmentation")
+
+
+def optimizer(function: Callable | None = None, /) -> Callable:
+    """Marks a function that makes a torch optimizer from parameter groups."""
+    return _mark(function, "optimizer")
+
+
+def schedule(function: Callable | None = None, /) -> Callable:
+    """Marks a function that makes a schedule: f(step from 0) -> factor on the learning rate."""
+    return _mark(function, "schedule")
+
+
+def initializer(function: Callable | None = None, /) -> Callable:
+    """Marks a function that makes an initialiser: f(convolution or linear layer) fills its weights in place."""
+    return _mark(function, "initializer")
+
+
+def dataset(function: Callable | None = None, /) -> Callable:
+    """Marks a function that opens one split of a data set."""
+    return _mark(function, "dataset")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One recipe key of a component: a keyword-only parameter of its function."""
+
+    name: str
+    annotation: Any
+    default: Any  # `...` where the recipe must give a value
+    text: str  # the annotation as it is written
+
+    @property
+    def required(self) -> bool:
+        return self.default is ...
+
+
+@dataclass(frozen=True)
+class Component:
+    """A marked function, known from its source. Only `load` imports the file that holds it."""
+
+    kind: str
+    name: str
+    doc: str
+    file: str
+    line: int
+    origin: str  # "vocseg", "bundled", a distribution's name, or the plugin folder
+    handed_over: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    options: dict[str, Any]
+    importer: Callable[[], Any] = field(repr=False, compare=False)
+
+    @property
+    def summary(self) -> str:
+        return self.doc.strip().split("\n", 1)[0]
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    @property
+    def backbone(self) -> str:
+        return self.options.get("backbone", "")
+
+    def load(self) -> Callable:
+        """Imports the file and returns the marked function.
+
+        Raises:
+            UsageError: the import fails, or leaves no such marked function.
+        """
+        try:
+            function = getattr(self.importer(), self.name)
+            mark = getattr(function, MARK)
+        except Exception as error:
+            raise UsageError(
+                Problem(self.source, f"{self.kind} '{self.name}' cannot be loaded: {type(error).__name__}: {error}")
+            ) from error
+        if mark.kind != self.kind:
+            raise UsageError(Problem(self.source, f"'{self.name}' is read as {self.kind} but loads as {mark.kind}"))
+        return function
+
+    def build(self, available: dict[str, Any], params: dict[str, Any]) -> Any:
+        """Calls the function with what it asks for by position out of `available`, and `params` by keyword."""
+        return self.load()(*(available[name] for name in self.handed_over), **params)
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A file that could not be read as a plugin, and why."""
+
+    file: str
+    reason: str
+
+
+class Registry:
+    """All components that discovery found, by kind and name. A value that is passed on; never global."""
+
+    def __init__(self, components: Iterable[Component], broken: Iterable[BrokenPlugin] = ()):
+        self.broken = tuple(broken)
+        self._components: dict[tuple[str, str], Component] = {}
+        problems = []
+        for component in components:
+            first = self._components.setdefault((component.kind, component.name), component)
+            if first is not component:
+                problems.append(
+                    Problem(
+                        component.source,
+                        f"{component.kind} '{component.name}' is already defined at {first.source}; "
+                        "rename or delete one of the two",
+                    )
+                )
+        if problems:
+            raise UsageError(*problems)
+
+    def __iter__(self) -> Iterator[Component]:
+        order = {kind: i for i, kind in enumerate(KINDS)}
+        return iter(sorted(self._components.values(), key=lambda c: (order[c.kind], c.name)))
+
+    def names(self, kind: str) -> list[str]:
+        return [c.name for c in self if c.kind == kind]
+
+    def find(self, kind: str, name: str) -> Component | None:
+        return self._components.get((kind, name))
+
+    def missing(self, kind: str, name: str) -> str:
+        """What to tell a user who named a component that is not there."""
+        message = f"no {kind} is named '{name}'{did_you_mean(name, self.names(kind))}"
+        for plugin in self.broken:
+            message += f" (note: {plugin.file} could not be read: {plugin.reason})"
+        return message
+
+    def get(self, kind: str, name: str) -> Component:
+        """The component of that kind and name.
+
+        Raises:
+            UsageError: there is none; the message names the nearest and any plugin that could not be read.
+        """
+        component = self.find(kind, name)
+        if component is None:
+            raise UsageError(self.missing(kind, name))
+        return component
