@@ -1,1 +1,89 @@
+"""The command line. Each command is a file here that imports what it needs when it is called."""
 
+import importlib
+import json
+import os
+import sys
+
+import click
+
+COMMANDS = {
+    "run": "Train a recipe and write a run folder.",
+    "list": "List components, or show one with its parameters.",
+    "show": "Print a recipe with every default filled in.",
+    "check": "Build a recipe and try one batch, training nothing.",
+    "eval": "Score a run's weights again.",
+    "predict": "Segment images with a run's weights.",
+    "data": "Fetch, verify and describe data sets.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+}
+
+
+class Commands(click.Group):
+    """Finds a command's file by its name, so that `--help` and `list` import nothing heavy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"vocseg.cli.{name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        if args and args[0] not in COMMANDS:
+            from vocseg.errors import did_you_mean
+
+            ctx.fail(f"no command is named '{args[0]}'{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vocseg", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show a traceback with errors.")
+def cli(debug: bool) -> None:
+    """Compare semantic segmentation networks: a recipe in, a run folder out.
+
+    \b
+    Exit codes: 0 done, 2 usage or recipe, 3 data, 4 environment or storage,
+    5 training failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    """
+
+
+def main() -> None:
+    """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
+    from vocseg.errors import VocsegError
+
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        cli.main(args=arguments, prog_name="vocseg", standalone_mode=False)
+    except VocsegError as error:
+        if debug:
+            raise
+        if "--json" in arguments:
+            print(json.dumps({"error": [str(problem) for problem in error.problems], "exit_code": error.exit_code}))
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `vocseg list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True)
+        sys.exit(1)

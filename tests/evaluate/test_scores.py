@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vocseg.evaluate.scores import bootstrap_interval, image_miou, iou_of, marginals, null_models, scores
+
+MATRIX = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+
+
+def test_scores_of_a_matrix_worked_out_by_hand():
+    # Class 0: 6 hits, union 6 + 2 + 1 = 9. Class 1: 3 hits, union 3 + 1 + 2 = 6. Class 2 is nowhere and left out.
+    found = scores(MATRIX)
+    assert found.iou[:2] == pytest.approx([6 / 9, 3 / 6])
+    assert np.isnan(found.iou[2])
+    assert found.miou == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert found.pixel_accuracy == pytest.approx(9 / 12)
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero():
+    # Its union is not empty, so it is averaged in, with no hit.
+    assert scores(np.array([[5, 1], [0, 0]])).miou == pytest.approx((5 / 6 + 0) / 2)
+
+
+def test_nothing_labelled_has_no_score():
+    found = scores(np.zeros((3, 3), np.int64))
+    assert np.isnan(found.miou)
+    assert np.isnan(found.pixel_accuracy)
+
+
+def test_null_models_on_the_same_pixels():
+    # 8 pixels of background and 4 of class 1. All background: IoU 8/12 and 0, class 2 absent; 8 of 12 right.
+    found = null_models(MATRIX, ["background", "cat", "dog"])
+    assert found["all background"].miou == pytest.approx((8 / 12) / 2)
+    assert found["all background"].pixel_accuracy == pytest.approx(8 / 12)
+    # Background has most pixels here, so it is the best constant too; where cat has most, cat is.
+    assert "best constant (background)" in found
+    assert "best constant (cat)" in null_models(np.array([[1, 0], [0, 9]]), ["background", "cat"])
+
+
+def test_voc_background_scores_its_share_over_21_classes():
+    truth = np.diag([79] + [1] * 20)  # 79 of 99 pixels are background
+    assert null_models(truth, [str(i) for i in range(21)])["all background"].miou == pytest.approx(79 / 99 / 21)
+
+
+@given(arrays(np.int64, (6, 4, 4), elements=st.integers(0, 50)))
+def test_the_interval_lies_around_what_resampled_images_score(matrices):
+    per_image = np.stack([marginals(m) for m in matrices])
+    low, high = bootstrap_interval(per_image, draws=200)
+    assert 0 <= low <= high <= 1
+    assert (low, high) == bootstrap_interval(per_image, draws=200)
+
+
+def test_equal_images_have_an_interval_of_no_width():
+    per_image = np.stack([marginals(MATRIX)] * 5)
+    assert bootstrap_interval(per_image) == pytest.approx((scores(MATRIX).miou,) * 2)
+
+
+def test_the_interval_covers_the_whole_set_score_and_narrows_with_images():
+    rng = np.random.default_rng(0)
+    matrices = rng.integers(0, 100, (400, 3, 3)) + np.eye(3, dtype=np.int64) * 80
+    per_image = np.stack([marginals(m) for m in matrices])
+    few, many = bootstrap_interval(per_image[:20]), bootstrap_interval(per_image)
+    assert many[0] < scores(matrices.sum(0)).miou < many[1]
+    assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_no_image_has_no_interval():
+    assert all(np.isnan(bootstrap_interval(np.zeros((0, 3, 4), np.int64))))
+
+
+def test_marginals_keep_what_iou_needs():
+    assert np.array_equal(marginals(MATRIX), [[6, 3, 0], [8, 4, 0], [7, 5, 0]])
+    assert iou_of(marginals(MATRIX))[0] == pytest.approx(6 / 9)
+    assert image_miou(np.stack([marginals(MATRIX)])) == pytest.approx([scores(MATRIX).miou])

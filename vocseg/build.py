@@ -1,0 +1,242 @@
+"""From a recipe to objects: data sets, network, loss, optimizer and schedule, ready to train or to score.
+
+With `run.py`, `score.py` and the command line, the only code that sees a recipe.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vocseg.components.initializers import initialize
+from vocseg.components.losses import weighted_sum
+from vocseg.components.schedules import with_warmup
+from vocseg.data.dataset import Dataset
+from vocseg.data.loader import TrainingBatches, cached
+from vocseg.data.stats import class_pixels
+from vocseg.data.weights import imagenet_weights, load_weights, normalization
+from vocseg.device import Placement, choose_device, choose_precision
+from vocseg.errors import DataError, Problem, UsageError, VocsegError
+from vocseg.evaluate.inference import Predictor
+from vocseg.network import backbone_of, parameter_groups, stride_of
+from vocseg.plugins import discover
+from vocseg.recipe.prepare import load_recipe
+from vocseg.recipe.reader import Part, Recipe
+from vocseg.train.ema import Ema
+from vocseg.train.loop import Training, steps_per_epoch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def open_split(recipe: Recipe, split: str) -> Dataset:
+    """Opens one split of the recipe's data set.
+
+    Raises:
+        DataError: the data is not there, or the split is empty.
+    """
+    part = recipe.data
+    dataset = build_part(part, {"root": Path(part.settings.root), "split": split})
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            Problem(part.component.source, f"data set '{part.name}' returned {type(dataset).__name__}, not a Dataset")
+        )
+    if not len(dataset):
+        raise DataError(Problem(f"data.{part.name}", f"the split '{split}' holds no image"))
+    return dataset
+
+
+def open_datasets(
+    target: str,
+    *,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Path | None = None,
+    splits: Sequence[str] | None = None,
+) -> dict[str, Dataset]:
+    """The splits of a data set, named by a recipe or as `voc2007` … `voc2012`."""
+    if target.startswith("voc") and target[3:].isdigit():
+        voc = discover().get("dataset", "voc")
+        root = data or Path(os.environ.get("VOCSEG_DATA") or "data")
+        year = int(target[3:])
+        return {s: voc.build({"root": root, "split": s}, {"year": year}) for s in splits or ("train", "val")}
+    recipe, _ = load_recipe(target, overrides=overrides, data=data, plugins=plugins)
+    return {s: open_split(recipe, s) for s in splits or (recipe.data.settings.train, recipe.data.settings.val)}
+
+
+def build_part(part: Part, available: dict[str, Any]) -> Any:
+    """Builds the component a recipe names; what goes wrong inside a plugin names its file.
+
+    Raises:
+        UsageError: the component's function raised.
+    """
+    try:
+        return part.component.build(available, part.params)
+    except VocsegError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{k} = {v!r}" for k, v in part.params.items())
+        raise UsageError(
+            Problem(
+                part.component.source,
+                f"{part.component.kind} '{part.name}' cannot be built with {given or 'no parameters'}: "
+                f"{type(error).__name__}: {error}",
+            )
+        ) from error
+
+
+@dataclass(frozen=True)
+class Network:
+    """A built network, its pretrained part, and what its images must look like."""
+
+    module: nn.Module
+    backbone: nn.Module | None
+    stride: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def predictor(self, placement: Placement, module: nn.Module | None = None) -> Predictor:
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=placement.device) for v in (self.mean, self.std))
+        return Predictor(module or self.module, placement, self.stride, mean, std)
+
+
+def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) -> Network:
+    """Builds the recipe's network on the CPU: initialised, then its pretrained weights loaded.
+
+    Args:
+        pretrained: load `model.weights`; without it the caller fills the network.
+
+    Raises:
+        UsageError: the architecture cannot be built, or the weights are another network's.
+        EnvironmentFault: the weights cannot be had.
+    """
+    torch.manual_seed(recipe.seed)
+    component, settings = recipe.model.component, recipe.model.settings
+    module = build_part(recipe.model, {"num_classes": num_classes})
+    if not isinstance(module, nn.Module):
+        raise UsageError(Problem(component.source, f"architecture '{component.name}' returned {type(module).__name__}, not a torch module"))
+    try:
+        backbone = backbone_of(module, component.backbone)
+    except AttributeError:
+        raise UsageError(
+            Problem(
+                component.source,
+                f"architecture '{component.name}' is marked backbone=\"{component.backbone}\" and its module has no such attribute",
+            )
+        ) from None
+    weights = settings.weights if pretrained else "none"
+    fill = build_part(recipe.initializer, {})
+    initialize(module, fill, backbone if weights != "none" else None)
+    if weights != "none":
+        file = Path(weights)
+        if weights == "imagenet":
+            assert backbone is not None  # the recipe reader refuses "imagenet" without one
+            own = os.environ.get("VOCSEG_WEIGHTS")
+            file = imagenet_weights(backbone, [*([Path(own)] if own else []), Path(recipe.data.settings.root) / "weights"])
+        load_weights(backbone or module, file, name=component.name)
+    mean, std = {
+        "auto": normalization(backbone if backbone is not None else module),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }[recipe.data.settings.normalize]
+    return Network(module, backbone, stride_of(module), tuple(mean), tuple(std))
+
+
+def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Dataset]) -> Loss:
+    """The weighted sum of the recipe's losses. The training masks are read only if one asks for their counts."""
+
+    def count() -> Tensor:
+        return torch.from_numpy(class_pixels(open_train()))
+
+    available = {"num_classes": num_classes, "class_pixels": count}
+    return weighted_sum([(part.settings.weight, build_part(part, available)) for part in recipe.losses])
+
+
+def choose_placement(recipe: Recipe, device: str) -> Placement:
+    chosen = choose_device(device)
+    return Placement(chosen, choose_precision(recipe.train.precision, chosen), recipe.train.channels_last)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a recipe stands for, built and on its device."""
+
+    recipe: Recipe
+    train: Dataset
+    val: Dataset
+    network: Network
+    placement: Placement
+    loss: Loss
+    training: Training
+
+    def predictor(self, module: nn.Module) -> Predictor:
+        return self.network.predictor(self.placement, module)
+
+
+def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> Job:
+    """Builds all of a recipe.
+
+    Raises:
+        VocsegError: whatever a user can mend, before anything is trained.
+    """
+    placement = choose_placement(recipe, device)
+    data, settings = recipe.data.settings, recipe.train
+    train, val = open_split(recipe, data.train), open_split(recipe, data.val)
+    if train.classes != val.classes:
+        raise DataError(f"data: the splits '{data.train}' and '{data.val}' have different classes")
+    if data.cache == "auto":
+        train, val = (cached(dataset, _memory_bytes() // 8) for dataset in (train, val))
+    network = build_network(recipe, len(train.classes), pretrained=pretrained)
+    loss = build_loss(recipe, len(train.classes), lambda: train)
+    batches = TrainingBatches(
+        train,
+        [build_part(part, {}) for part in recipe.augmentations],
+        batch_size=data.batch_size,
+        seed=recipe.seed,
+        repeat=data.repeat,
+        workers=data.workers,
+        fill=tuple(round(255 * m) for m in network.mean),  # zero once normalised
+    )
+    placement.place(network.module)
+    lr = float(recipe.optimizer.params.get("lr", 1.0))
+    groups = parameter_groups(network.module, network.backbone, lr, recipe.optimizer.settings.encoder_lr)
+    per_epoch = steps_per_epoch(len(batches), settings.accumulate)
+    steps = settings.epochs * per_epoch
+    warmup = round(recipe.schedule.settings.warmup_epochs * per_epoch)
+    schedule = build_part(recipe.schedule, {"steps": steps - warmup, "steps_per_epoch": per_epoch, "lr": lr})
+    frozen = settings.epochs if settings.unfreeze_after is None else settings.unfreeze_after
+    predictor = network.predictor(placement)
+    training = Training(
+        network=network.module,
+        backbone=network.backbone,
+        batches=batches,
+        loss=loss,
+        optimizer=build_part(recipe.optimizer, {"params": groups}),
+        schedule=with_warmup(schedule, warmup),
+        placement=placement,
+        stride=network.stride,
+        mean=predictor.mean,
+        std=predictor.std,
+        epochs=settings.epochs,
+        seed=recipe.seed,
+        accumulate=settings.accumulate,
+        clip=settings.clip,
+        ema=Ema(network.module, settings.ema) if settings.ema is not None else None,
+        frozen_epochs=frozen if settings.freeze_encoder else 0,
+        validate_every=recipe.evaluate.every,
+        compile=settings.compile,
+        limit_seconds=settings.minutes * 60 if settings.minutes is not None else None,
+    )
+    return Job(recipe, train, val, network, placement, loss, training)
+
+
+def _memory_bytes() -> int:
+    """The machine's memory; 4 GiB where it cannot be asked."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30

@@ -1,0 +1,33 @@
+"""`vocseg eval`: score a run's weights again."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vocseg.cli import options
+
+
+@click.command("eval")
+@click.argument("run", type=options.FOLDER)
+@options.data
+@click.option("--split", metavar="NAME", help="Split to score; the run's validation split if left out.")
+@options.device
+@options.as_json
+def command(run: Path, data: Path | None, split: str | None, device: str, as_json: bool) -> None:
+    """Score the weights of RUN, a run folder, on a split of its data set.
+
+    The figures go to RUN/eval-SPLIT.json too.
+    """
+    from vocseg.cli.reporters import counted, print_figures
+    from vocseg.runs.files import without_nan, write_json
+    from vocseg.score import score
+
+    result = counted(score(run, data=data, split=split, device=device), "scoring")
+    target = run / f"eval-{result['split'].replace('/', '_')}.json"
+    write_json(target, result)
+    if as_json:
+        click.echo(json.dumps(without_nan(result), ensure_ascii=False))
+    else:
+        print_figures(result)
+        click.echo(str(target))

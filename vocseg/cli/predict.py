@@ -1,0 +1,34 @@
+"""`vocseg predict`: segment images."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vocseg.cli import options
+
+
+@click.command("predict")
+@click.argument("run", type=options.FOLDER)
+@click.argument("images", type=options.FOLDER, nargs=-1, required=True)
+@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder for masks and overlays; RUN/predictions if left out.")
+@options.device
+@options.as_json
+def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, as_json: bool) -> None:
+    """Segment IMAGES, files or folders, with the weights of RUN.
+
+    Each image gives NAME.png, a palette mask of class ids, and NAME_overlay.png to look at.
+    """
+    from vocseg.cli.reporters import progress_bar
+    from vocseg.score import predict
+
+    done = 0
+    with progress_bar("predicting") as advance:
+        for predicted in predict(run, images, out=out, device=device):
+            done = predicted.done
+            advance(predicted.done, predicted.total)
+            if as_json:
+                entry = {"image": predicted.source, "mask": predicted.mask, "overlay": predicted.overlay}
+                click.echo(json.dumps({key: str(value) for key, value in entry.items()}))
+    if not as_json:
+        click.echo(f"{done} image{'' if done == 1 else 's'}: masks and overlays in {out or run / 'predictions'}")

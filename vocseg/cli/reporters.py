@@ -1,0 +1,246 @@
+"""What a run says while it goes: a live display on a terminal, plain lines elsewhere, JSON lines, or nothing."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from vocseg.evaluate.inference import Scored
+from vocseg.run import Event, Finished, Started
+from vocseg.runs.files import without_nan
+from vocseg.train.loop import Epoch, Step
+
+LINE_SECONDS = 10.0  # between two plain lines within an epoch
+
+
+def choose(*, quiet: bool, as_json: bool) -> "Quiet | Json | Plain | Live":
+    if as_json:
+        return Json()
+    if quiet:
+        return Quiet()
+    return Live() if sys.stderr.isatty() and sys.stdout.isatty() else Plain()
+
+
+class Quiet:
+    """The run's path, at the end."""
+
+    def follow(self, events: Iterator[Event]) -> None:
+        for event in events:
+            if isinstance(event, Finished):
+                click.echo(str(event.run))
+
+
+class Json:
+    """One JSON object a line: the start, every epoch, and last the run with its figures."""
+
+    def follow(self, events: Iterator[Event]) -> None:
+        for event in events:
+            if isinstance(event, Started):
+                self._print({"event": "started", **asdict(event), "run": str(event.run)})
+            elif isinstance(event, Epoch):
+                self._print({"event": "epoch", **asdict(event)})
+            elif isinstance(event, Finished):
+                self._print({"event": "finished", "run": str(event.run), **event.result})
+
+    def _print(self, value: dict[str, Any]) -> None:
+        click.echo(json.dumps(without_nan(value), ensure_ascii=False))
+        sys.stdout.flush()
+
+
+class Plain:
+    """A line an epoch, and one every ten seconds within long epochs."""
+
+    def follow(self, events: Iterator[Event]) -> None:
+        started: Started | None = None
+        spoke = time.monotonic()
+        pace = _Pace()
+        for event in events:
+            if isinstance(event, Started):
+                started = event
+                for line in describe(event):
+                    click.echo(line)
+            elif isinstance(event, Step):
+                assert started is not None
+                pace.step(event)
+                if time.monotonic() - spoke > LINE_SECONDS:
+                    spoke = time.monotonic()
+                    click.echo(
+                        f"epoch {event.epoch + 1}/{started.epochs}  step {event.step}/{started.steps_per_epoch}  "
+                        f"loss {float(event.loss):.4f}  lr {event.lr:.2g}  {pace.images_per_second:.1f} img/s  "
+                        f"{pace.left(started, event)} left"
+                    )
+            elif isinstance(event, Scored):
+                if time.monotonic() - spoke > LINE_SECONDS:
+                    spoke = time.monotonic()
+                    click.echo(f"validation  {event.done}/{event.total} images")
+            elif isinstance(event, Epoch):
+                assert started is not None
+                spoke = time.monotonic()
+                click.echo(describe_epoch(event, started))
+            else:
+                print_result(event)
+            sys.stdout.flush()
+
+
+class Live:
+    """Progress bars, with a line left behind for every epoch."""
+
+    def follow(self, events: Iterator[Event]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        started: Started | None = None
+        pace = _Pace()
+        finished: Finished | None = None
+        console.print("[dim]building …[/]", end="\r")
+        with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
+            bar = progress.add_task("building", total=None, note="")
+            spoke = 0.0
+            for event in events:
+                if isinstance(event, Started):
+                    started = event
+                    for line in describe(event):
+                        console.print(line, highlight=False, markup=False)
+                    progress.update(bar, description="training", total=event.steps_per_epoch)
+                elif isinstance(event, Step):
+                    assert started is not None
+                    pace.step(event)
+                    note = None
+                    if time.monotonic() - spoke > 0.5:  # reading the loss waits for the device
+                        spoke = time.monotonic()
+                        note = (
+                            f"loss {float(event.loss):.3f}  lr {event.lr:.1e}  {pace.images_per_second:.0f} img/s  "
+                            f"{pace.left(started, event)} left"
+                        )
+                    progress.update(
+                        bar,
+                        description=f"epoch {event.epoch + 1}/{started.epochs}",
+                        total=started.steps_per_epoch,
+                        completed=event.step,
+                        **({"note": note} if note else {}),
+                    )
+                elif isinstance(event, Scored):
+                    progress.update(bar, description="validation", total=event.total, completed=event.done, note="")
+                elif isinstance(event, Epoch):
+                    assert started is not None
+                    console.print(describe_epoch(event, started), highlight=False, markup=False)
+                else:
+                    finished = event
+        if finished is not None:
+            print_result(finished)
+
+
+class _Pace:
+    """How fast training goes, over the last steps."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, int]] = []
+        self.begun = time.monotonic()
+        self.steps = 0
+
+    def step(self, event: Step) -> None:
+        self.steps += 1
+        self.marks = [*self.marks[-30:], (time.monotonic(), event.images)]
+
+    @property
+    def images_per_second(self) -> float:
+        if len(self.marks) < 2:
+            return 0.0
+        seconds = self.marks[-1][0] - self.marks[0][0]
+        return sum(images for _, images in self.marks[1:]) / max(seconds, 1e-9)
+
+    def left(self, started: Started, event: Step) -> str:
+        """Time to the last epoch at the pace so far, validation included."""
+        to_do = (started.epochs - event.epoch) * started.steps_per_epoch - event.step
+        return duration((time.monotonic() - self.begun) / self.steps * to_do)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def describe(event: Started) -> list[str]:
+    lines = [
+        f"{event.recipe}: {event.parameters:,} parameters on {event.device}; {event.train_images:,} training and "
+        f"{event.val_images:,} validation images, {event.classes} classes; {event.epochs} epochs of "
+        f"{event.steps_per_epoch:,} steps",
+        f"run folder {event.run}",
+    ]
+    if event.first_epoch or event.first_step:
+        lines.append(f"resumed in epoch {event.first_epoch + 1}, after step {event.first_step}")
+    return lines
+
+
+def describe_epoch(event: Epoch, started: Started) -> str:
+    width = len(str(started.epochs))
+    line = f"epoch {event.epoch:>{width}}/{started.epochs}  train loss {event.train_loss:.4f}"
+    if event.miou is not None and event.val_loss is not None and event.pixel_accuracy is not None:
+        line += f"  val loss {event.val_loss:.4f}  mIoU {event.miou:.4f}  pixel accuracy {event.pixel_accuracy:.4f}"
+    return f"{line}  lr {event.lr:.2g}  {event.images_per_second:.1f} img/s  {duration(event.seconds)}"
+
+
+def print_result(event: Finished) -> None:
+    print_figures(event.result)
+    minutes, best = event.result["minutes"], event.result["best_epoch"]
+    click.echo(f"weights of epoch {best} of {event.result['epochs']}, {minutes:.1f} minutes")
+    click.echo(str(event.run))
+
+
+def print_figures(result: dict[str, Any]) -> None:
+    """The scores of a set beside its null models, and the IoU of every class."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    low, high = result["miou_interval"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{result['split']}, {result['images']} images")
+    table.add_column("mIoU", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("pixel accuracy", justify="right")
+    row = (f"{result['miou']:.4f}", f"{low:.4f} – {high:.4f}", f"{result['pixel_accuracy']:.4f}")
+    table.add_row(result["recipe"], *row, style="bold")
+    for name, null in result["null_models"].items():
+        table.add_row(name, f"{null['miou']:.4f}", "", f"{null['pixel_accuracy']:.4f}")
+    console.print()
+    console.print(table)
+    iou = [f"{name} {'–' if value != value else f'{value:.2f}'}" for name, value in result["iou"].items()]
+    if len(iou) <= 40:
+        console.print()
+        console.print("IoU  " + "  ".join(f"{entry}" for entry in iou), markup=False, soft_wrap=False)
+    console.print()
+
+
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that is told how many of how many are done; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def counted(scoring: Generator[Scored, None, dict[str, Any]], description: str) -> dict[str, Any]:
+    """Drains a scoring behind a progress bar and gives what it returns."""
+    with progress_bar(description) as advance:
+        while True:
+            try:
+                scored = next(scoring)
+            except StopIteration as finished:
+                return finished.value
+            advance(scored.done, scored.total)

@@ -1,0 +1,59 @@
+"""`vocseg run`: train a recipe."""
+
+from pathlib import Path
+
+import click
+
+from vocseg.cli import options
+
+
+@click.command("run")
+@click.argument("recipe", required=False)
+@options.recipe_options
+@click.option("--out", type=options.FOLDER, default="runs", show_default=True, help="Folder that holds <recipe>/<time>-<id>.")
+@options.device
+@click.option("--resume", type=options.FOLDER, metavar="RUN", help="Go on with an interrupted run folder.")
+@click.option("--fetch", is_flag=True, help="Fetch the data set first, if it is not there.")
+@click.option("--quiet", is_flag=True, help="Print the run's path and nothing else.")
+@options.as_json
+def command(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    data: Path | None,
+    seed: int | None,
+    plugins: Path | None,
+    out: Path,
+    device: str,
+    resume: Path | None,
+    fetch: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train RECIPE, a path or a bundled name, and write a run folder; its path is the last thing printed.
+
+    \b
+    vocseg run quickstart
+    vocseg run recipes/transfer_resnet34.toml --data DIR --set train.epochs=20
+    vocseg run --resume runs/quickstart/20260102-030405-ab12
+    """
+    from vocseg.errors import UsageError
+
+    if (recipe is None) == (resume is None):
+        raise UsageError("vocseg run takes a RECIPE, or --resume RUN")
+    if resume is not None and (overrides or data or seed is not None or plugins or fetch):
+        raise UsageError("--resume goes on with the run's own recipe; it takes --device, --quiet and --json only")
+    read = None
+    if recipe is not None:
+        from vocseg.recipe.prepare import load_recipe
+
+        # The recipe is checked before torch is imported: its errors come at once.
+        read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
+        if fetch:
+            from vocseg.cli.data import fetch_for
+
+            fetch_for(read)
+    from vocseg import run
+    from vocseg.cli import reporters
+
+    events = run.resume(resume, device=device) if resume else run.start(read, out=out, device=device)
+    reporters.choose(quiet=quiet, as_json=as_json).follow(events)

@@ -1,0 +1,33 @@
+"""`vocseg show`: a recipe as it will be run."""
+
+from pathlib import Path
+
+import click
+
+from vocseg.cli import options
+
+
+@click.command("show")
+@click.argument("recipe")
+@options.recipe_options
+@options.as_json
+def command(
+    recipe: str, overrides: tuple[str, ...], data: Path | None, seed: int | None, plugins: Path | None, as_json: bool
+) -> None:
+    """Print RECIPE, a path or a bundled name, with every default filled in.
+
+    What is printed is a complete recipe; values the recipe left to their default are marked.
+    """
+    from vocseg.recipe.prepare import load_recipe
+    from vocseg.recipe.writer import resolved_lines
+
+    read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(read.resolved, indent=2, ensure_ascii=False))
+        return
+    lines = list(resolved_lines(read))
+    width = min(max((len(line) for line, default in lines if default), default=0), 48)
+    for line, default in lines:
+        click.echo(f"{line:<{width}}  # default" if default else line)

@@ -1,0 +1,86 @@
+"""Where a network runs, and in which precision."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from vocseg.errors import EnvironmentFault, UsageError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, a precision and a memory format, chosen once for a run."""
+
+    device: torch.device
+    precision: str  # "fp32" or "bf16"
+    channels_last: bool = True
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Moves a network to the device, in the memory format."""
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name}, {self.precision}"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`: `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        UsageError: no device has that name.
+        EnvironmentFault: the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: no such device; use auto, cpu, mps, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name}: not supported; use auto, cpu, mps, cuda or cuda:N")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[device.type] or (device.index or 0) >= count:
+        there = ", ".join(kind for kind, there in available.items() if there)
+        raise EnvironmentFault(f"--device {name}: this machine has no such device; there is: {there}")
+    return device
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Resolves `auto`: bf16 where the device computes in it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if _cpu_has_bf16_units() else "fp32"
+    return "fp32"
+
+
+def _cpu_has_bf16_units() -> bool:
+    """Whether the CPU multiplies bf16 natively (AVX512-BF16 or AMX); emulated, it is slower than fp32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch before 2.12
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory the run held so far: on the device for CUDA, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS

@@ -1,0 +1,119 @@
+"""Whole images at their own size through a network, one at a time."""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vocseg.data.dataset import Dataset
+from vocseg.evaluate.confusion import class_map, confusion_matrix
+from vocseg.evaluate.scores import Counts, marginals
+from vocseg.network import normalize, outputs
+from vocseg.device import Placement
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with all that turns an image into a class map.
+
+    Attributes:
+        stride: what image sides are padded to a multiple of.
+        mean, std: (3,) float32 of 0…1, on the device.
+    """
+
+    network: nn.Module
+    placement: Placement
+    stride: int
+    mean: Tensor
+    std: Tensor
+
+    def logits(self, image: NDArray[np.uint8]) -> Tensor:
+        """(h, w, 3) uint8 RGB to (1, c, h, w) float32 logits on the device. The network must be in eval mode."""
+        pixels = torch.tensor(image)[None].to(self.placement.device)
+        with torch.inference_mode(), self.placement.autocast():
+            return outputs(self.network, normalize(pixels, self.mean, self.std), self.stride)["out"]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What one image gave: its name, loss, (c, c) counts, and the (h, w) uint8 class map."""
+
+    name: str
+    loss: Tensor
+    matrix: Tensor
+    prediction: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A whole set, scored.
+
+    Attributes:
+        loss: mean over images.
+        matrix: (c, c) int64 over all images; rows truth, columns prediction.
+        per_image: (n, 3, c) int64 marginals, in the order of the data set.
+    """
+
+    loss: float
+    matrix: Counts
+    per_image: Counts
+
+
+def predict_dataset(
+    predictor: Predictor, dataset: Dataset, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[ImageResult]:
+    """Runs each image of a data set, reading ahead of the network on a thread."""
+    predictor.network.eval()
+    device = predictor.placement.device
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(dataset.read, 0) if len(dataset) else None
+        for index in range(len(dataset)):
+            assert ahead is not None
+            image, mask = ahead.result()
+            if index + 1 < len(dataset):
+                ahead = reader.submit(dataset.read, index + 1)
+            logits = predictor.logits(image)
+            truth = torch.tensor(mask, device=device)
+            with torch.inference_mode():
+                prediction = class_map(logits)[0]
+                matrix = confusion_matrix(truth, prediction, len(dataset.classes))
+                value = loss(logits, truth[None].long())
+            yield ImageResult(dataset.names[index], value, matrix, prediction)
+
+
+def summarize(results: list[ImageResult]) -> Evaluation:
+    """Adds images up. Reads the device once, at the end."""
+    matrices = torch.stack([result.matrix for result in results]).cpu().numpy()
+    losses = torch.stack([result.loss for result in results]).float().cpu()
+    return Evaluation(
+        loss=float(losses.mean()),
+        matrix=matrices.sum(0),
+        per_image=np.stack([marginals(matrix) for matrix in matrices]),
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One more image of a validation is done."""
+
+    done: int
+    total: int
+
+
+def evaluate(
+    predictor: Predictor, dataset: Dataset, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Generator[Scored, None, Evaluation]:
+    """Scores a network on a data set, whole images at their own size.
+
+    A generator that yields after each image and returns the evaluation: `evaluation = yield from evaluate(...)`.
+    """
+    results = []
+    for result in predict_dataset(predictor, dataset, loss):
+        # The class map is let go: a set must not be held in memory to be counted.
+        results.append(replace(result, prediction=result.prediction.new_empty(0)))
+        yield Scored(len(results), len(dataset))
+    return summarize(results)

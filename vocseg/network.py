@@ -1,0 +1,89 @@
+"""Calling a network: any image size in, logits of that size out, and the encoder set apart.
+
+Not here: what architectures there are (`plugins/`), their pretrained weights (`vocseg/data/weights.py`).
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEFAULT_STRIDE = 32
+AUXILIARY_WEIGHT = 0.4  # on the loss of auxiliary logits, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
+
+
+def outputs(network: nn.Module, images: Tensor, stride: int) -> dict[str, Tensor]:
+    """Runs a network on images of any size.
+
+    The images are padded at the right and bottom with zeros (the mean colour, once normalised) to a multiple
+    of `stride`, and the logits cropped back.
+
+    Args:
+        images: (b, 3, h, w) normalised.
+
+    Returns:
+        Float32 logits by name: `out` (b, c, h, w), and auxiliary ones of the same size where the network has them.
+
+    Raises:
+        ValueError: the network gives anything but logits of the padded images' size.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, -width % stride, 0, -height % stride))
+    raw = network(padded)
+    named = dict(raw) if isinstance(raw, Mapping) else {"out": raw}
+    if "out" not in named:
+        raise ValueError(f"the network returned a mapping with {sorted(named)}, and no 'out' among them")
+    result = {}
+    for name, logits in named.items():
+        if logits.shape[-2:] != padded.shape[-2:]:
+            if name == "out":
+                raise ValueError(
+                    f"the network returned logits of {tuple(logits.shape[-2:])} for images of "
+                    f"{tuple(padded.shape[-2:])}; upsample them in its forward"
+                )
+            logits = F.interpolate(logits.float(), padded.shape[-2:], mode="bilinear")
+        result[name] = logits[..., :height, :width].float()
+    return result
+
+
+def stride_of(network: nn.Module) -> int:
+    """What the sides of an image must be a multiple of: the network's `stride`, or 32 if it says nothing."""
+    return int(getattr(network, "stride", DEFAULT_STRIDE))
+
+
+def backbone_of(network: nn.Module, attribute: str) -> nn.Module | None:
+    """The pretrained part of a network, by the name its architecture declares; None where it declares none."""
+    return network.get_submodule(attribute) if attribute else None
+
+
+def set_training(network: nn.Module, backbone: nn.Module | None, frozen: bool) -> None:
+    """Puts a network into training mode, its encoder frozen or not.
+
+    A frozen encoder gets no gradients and stays in eval mode, so that its batch norms keep their statistics.
+    """
+    network.train()
+    if backbone is not None:
+        backbone.requires_grad_(not frozen)
+        backbone.train(not frozen)
+
+
+def parameter_groups(network: nn.Module, backbone: nn.Module | None, lr: float, encoder_lr: float) -> list[dict]:
+    """Parameter groups for the optimizer: the rest of the network, and the encoder with its own learning rate."""
+    inside = {id(p) for p in backbone.parameters()} if backbone is not None else set()
+    rest = [p for p in network.parameters() if id(p) not in inside]
+    encoder = [p for p in network.parameters() if id(p) in inside]
+    groups = [{"params": rest, "lr": lr}] if rest else []
+    return groups + ([{"params": encoder, "lr": lr * encoder_lr}] if encoder else [])
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Turns (b, h, w, 3) uint8 RGB pixels into (b, 3, h, w) float32 with `mean` and `std`, both (3,) of 0…1.
+
+    The memory format of the result is channels_last, which is how the pixels lie already.
+    """
+    return ((images.to(torch.float32) - mean * 255) / (std * 255)).permute(0, 3, 1, 2)

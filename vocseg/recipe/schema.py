@@ -1,0 +1,154 @@
+"""What a recipe may hold: its tables and their keys, and how a component's parameters join them.
+
+Every table that names a component has `name`, the core's keys below, and the component's own parameters.
+Parameters that are left out here (learning rate, crop size, …) are the components': see `vocseg list NAME`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from vocseg.registry import Component
+
+Metric = Literal["train_loss", "val_loss", "miou", "pixel_accuracy"]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Named(Table):
+    name: Annotated[str, Field(min_length=1, description="the component's name, as `vocseg list` shows it")]
+
+
+class Model(Named):
+    """The network: an architecture and its weights to start from."""
+
+    weights: Annotated[
+        str, Field(description='encoder weights: "none", "imagenet", or a .safetensors or .pth file')
+    ] = "none"
+
+
+class Data(Named):
+    """The data set, its splits, and how images become batches."""
+
+    root: Annotated[str, Field(description="folder of the data; --data and VOCSEG_DATA come before it")] = "data"
+    train: Annotated[str, Field(description="split to train on")] = "train"
+    val: Annotated[str, Field(description="split to score on")] = "val"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    repeat: Annotated[int, Field(ge=1, description="how often an epoch shows each image")] = 1
+    normalize: Annotated[
+        Literal["auto", "imagenet", "half", "none"],
+        Field(description="mean and deviation taken off the image; auto: what the encoder was pretrained with"),
+    ] = "auto"
+    workers: Annotated[int, Field(ge=0, le=64, description="threads that prepare batches; 0: one a core")] = 0
+    cache: Annotated[
+        Literal["auto", "off"], Field(description="auto: keep decoded images in memory where they fit")
+    ] = "auto"
+
+
+class Augmentation(Named):
+    """One step from a training image to a training sample; the steps run in the order they are written."""
+
+
+class Loss(Named):
+    """One term of the loss."""
+
+    weight: Annotated[float, Field(gt=0, description="factor on this term")] = 1.0
+
+
+class Optimizer(Named):
+    """What changes the weights."""
+
+    encoder_lr: Annotated[float, Field(gt=0, le=1, description="factor on the encoder's learning rate")] = 1.0
+
+
+class Schedule(Named):
+    """How the learning rate changes, step by step."""
+
+    warmup_epochs: Annotated[float, Field(ge=0, description="linear warm-up before the schedule")] = 0.0
+
+
+class Initializer(Named):
+    """How layers without pretrained weights start."""
+
+
+class Train(Table):
+    """The training loop."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    minutes: Annotated[float | None, Field(gt=0, description="stop after this long, whatever the epoch")] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the device is fast at it")
+    ] = "auto"
+    channels_last: bool = True
+    compile: Annotated[bool, Field(description="torch.compile the network")] = False
+    accumulate: Annotated[int, Field(ge=1, description="batches whose gradients make one step")] = 1
+    clip: Annotated[float | None, Field(gt=0, description="largest norm of the gradient")] = None
+    ema: Annotated[
+        float | None, Field(ge=0, lt=1, description="decay of an average of the weights, which is then what is scored")
+    ] = None
+    freeze_encoder: Annotated[bool, Field(description="train the decoder alone; batch norms stay as they are")] = False
+    unfreeze_after: Annotated[int | None, Field(ge=1, description="epochs after which the encoder trains too")] = None
+    checkpoint_minutes: Annotated[
+        float, Field(ge=0, description="least time between two saves of the state to resume from")
+    ] = 1.0
+
+
+class EarlyStopping(Table):
+    """When to stop before the last epoch."""
+
+    metric: Metric = "miou"
+    mode: Annotated[Literal["auto", "min", "max"], Field(description="auto: min for losses, else max")] = "auto"
+    patience: Annotated[int, Field(ge=1, description="validations without a better value")] = 5
+
+
+class Evaluate(Table):
+    """How and how often the validation split is scored."""
+
+    every: Annotated[int, Field(ge=1, description="epochs from one validation to the next; the last is always one")] = 1
+    metric: Annotated[
+        Literal["miou", "pixel_accuracy", "val_loss", "last"],
+        Field(description="which weights are kept: the best by this metric, or those of the last epoch"),
+    ] = "miou"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A recipe table that names a component."""
+
+    table: str
+    kind: str
+    core: type[Named]
+    many: bool = False
+    default: str | None = None  # the component when the recipe leaves the table out; None: it must be there
+
+
+PLACES = (
+    Place("model", "architecture", Model),
+    Place("data", "dataset", Data),
+    Place("augmentation", "augmentation", Augmentation, many=True, default=""),
+    Place("loss", "loss", Loss, many=True, default="cross_entropy"),
+    Place("optimizer", "optimizer", Optimizer, default="adamw"),
+    Place("schedule", "schedule", Schedule, default="constant"),
+    Place("initializer", "initializer", Initializer, default="none"),
+)
+
+
+class Plain(Table):
+    """The keys and tables of a recipe that name no component."""
+
+    description: Annotated[str, Field(description="what the experiment is, in a sentence or more")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    train: Train
+    evaluate: Evaluate = Evaluate()
+    early_stopping: EarlyStopping | None = None
+
+
+def table_model(place: Place, component: Component) -> type[Named]:
+    """The pydantic model of a table that names this component: the core's keys and its own parameters."""
+    fields: Any = {
+        p.name: (p.annotation, Field(...) if p.required else Field(p.default)) for p in component.parameters
+    }
+    return create_model(f"{place.table}_{component.name}", __base__=place.core, __doc__=component.summary, **fields)

@@ -1,0 +1,57 @@
+"""A recipe written back out: its resolved form as TOML, and the JSON schema that editors complete from."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from vocseg.recipe.reader import Recipe
+from vocseg.recipe.schema import PLACES, Plain, table_model
+from vocseg.recipe.toml import Key, write_key, write_value
+from vocseg.registry import Registry
+
+
+def resolved_lines(recipe: Recipe) -> Iterator[tuple[str, bool]]:
+    """The resolved recipe as lines of TOML, each with whether it is a value the recipe left to its default."""
+    tables: list[tuple[str, Key, dict[str, Any]]] = []
+    for name, value in recipe.resolved.items():
+        if isinstance(value, dict):
+            tables.append((f"[{name}]", (name,), value))
+        elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+            if not value:
+                yield f"{write_key(name)} = []", (name,) not in recipe.given
+            tables += [(f"[[{name}]]", (name, i), entry) for i, entry in enumerate(value)]
+        else:
+            yield f"{write_key(name)} = {write_value(value)}", (name,) not in recipe.given
+    for header, key, table in tables:
+        yield "", False
+        yield header, False
+        for name, value in table.items():
+            given = any(k[: len(key) + 1] == (*key, name) for k in recipe.given)
+            yield f"{write_key(name)} = {write_value(value)}", not given
+
+
+def write_resolved(recipe: Recipe) -> str:
+    """The resolved recipe as TOML text. Read again, it resolves to itself."""
+    return "\n".join(line for line, _ in resolved_lines(recipe)) + "\n"
+
+
+def json_schema(registry: Registry) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe over these components, for editors and CI."""
+    schema = Plain.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for place in PLACES:
+        options = []
+        for name in registry.names(place.kind):
+            component = registry.get(place.kind, name)
+            table = TypeAdapter(table_model(place, component)).json_schema()
+            definitions.update(table.pop("$defs", {}))
+            table["properties"]["name"] = {"const": name, "description": component.summary}
+            if "name" not in table.get("required", []):
+                table["required"] = ["name", *table.get("required", [])]
+            definitions[f"{place.table}_{name}"] = table
+            options.append({"$ref": f"#/$defs/{place.table}_{name}"})
+        one: dict[str, Any] = {"oneOf": options, "description": place.core.__doc__}
+        schema["properties"][place.table] = {"type": "array", "items": one} if place.many else one
+    schema["required"] = ["model", "data", "train"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "vocseg recipe"}

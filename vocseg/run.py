@@ -1,0 +1,228 @@
+"""The composition root: a recipe becomes objects, the loop runs, and a run folder tells what came of it."""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vocseg.build import Job, build
+from vocseg.device import peak_memory_bytes
+from vocseg.errors import Interrupted, Problem, TrainingError, UsageError
+from vocseg.evaluate.inference import Evaluation, Scored, evaluate
+from vocseg.evaluate.figures import figures
+from vocseg.network import count_parameters
+from vocseg.plugins import discover
+from vocseg.recipe.reader import Recipe, read_recipe
+from vocseg.report.run import write_pictures
+from vocseg.runs.checkpoint import load_state, load_weights_file, save_state, save_weights
+from vocseg.runs.files import write_json
+from vocseg.runs.folder import RunFolder
+from vocseg.train.early_stopping import Best, better_is_less
+from vocseg.train.loop import Epoch, Step, train
+from vocseg.train.signals import stop_request
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything is built; training begins."""
+
+    run: Path
+    recipe: str
+    device: str
+    parameters: int
+    train_images: int
+    val_images: int
+    classes: int
+    epochs: int
+    steps_per_epoch: int
+    first_epoch: int
+    first_step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run folder is complete."""
+
+    run: Path
+    result: dict[str, Any]
+
+
+Event = Started | Step | Scored | Epoch | Finished
+
+
+def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> Iterator[Event]:
+    """Runs a recipe into a new run folder.
+
+    Raises:
+        VocsegError: before the folder is made, if anything cannot be built; `Interrupted` on a signal.
+    """
+    job = build(recipe, device)
+    folder = RunFolder.create(out, recipe)
+    parts = (recipe.model, recipe.data, *recipe.augmentations, *recipe.losses, recipe.optimizer, recipe.schedule, recipe.initializer)
+    folder.write_environment(recipe, (part.component for part in parts), job.placement.describe())
+    folder.write_classes(job.train.classes, job.train.palette)
+    yield from _execute(job, folder, _Scoreboard(recipe))
+
+
+def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
+    """Goes on with a run from its last state, to the weights it would have had without the interruption.
+
+    Raises:
+        UsageError: the path is no run folder, or the run has ended.
+        EnvironmentFault: there is no whole state.
+    """
+    folder = RunFolder.open(path)
+    if folder.result.is_file():
+        raise UsageError(Problem(str(path), f"this run has ended; its figures are in {folder.result}"))
+    recipe = run_recipe(folder)
+    state, _ = load_state(folder.path)
+    job = build(recipe, device, pretrained=False)
+    job.training.load(state["training"])
+    board = _Scoreboard(recipe)
+    board.load(state["scoreboard"])
+    yield from _execute(job, folder, board)
+
+
+def run_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of an existing run, with the plugins that were copied into it."""
+    registry = discover(plugins=folder.plugins if folder.plugins.is_dir() else None)
+    return replace(read_recipe(folder.resolved, registry, overrides), name=folder.recipe_name)
+
+
+class _Scoreboard:
+    """Which epoch's weights to keep, and whether to stop early."""
+
+    def __init__(self, recipe: Recipe):
+        self.keep = recipe.evaluate.metric
+        self.best = Best(better_is_less(self.keep))
+        self.rule = recipe.early_stopping
+        self.stopper = Best(better_is_less(self.rule.metric, self.rule.mode)) if self.rule else None
+        self.stopped = False
+        self.trained = False
+
+    def update(self, epoch: Epoch) -> bool:
+        """Takes an epoch's figures, and says whether its weights are the ones to keep so far."""
+        if self.rule and self.stopper:
+            value = epoch.metric(self.rule.metric)
+            if value is not None:
+                self.stopper.update(value, epoch.epoch)
+                self.stopped = self.stopper.waited >= self.rule.patience
+        if epoch.miou is None:
+            return False
+        if self.keep == "last":
+            self.best.value, self.best.epoch = epoch.miou, epoch.epoch
+            return True
+        value = epoch.metric(self.keep)
+        assert value is not None  # a validated epoch has every figure
+        return self.best.update(value, epoch.epoch)
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best.state(), "stopper": self.stopper and self.stopper.state(), "stopped": self.stopped}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.best.load(state["best"])
+        if self.stopper is not None:
+            self.stopper.load(state["stopper"])
+        self.stopped = state["stopped"]
+
+
+def _execute(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
+    training, recipe = job.training, job.recipe
+    yield Started(
+        run=folder.path,
+        recipe=recipe.name,
+        device=job.placement.describe(),
+        parameters=count_parameters(training.network),
+        train_images=len(job.train),
+        val_images=len(job.val),
+        classes=len(job.train.classes),
+        epochs=training.epochs,
+        steps_per_epoch=training.steps_per_epoch,
+        first_epoch=training.epoch,
+        first_step=training.step,
+    )
+
+    saved = time.monotonic()
+    with stop_request() as stop:
+        try:
+            for event in _train_and_score(job, folder, board):
+                yield event
+                due = time.monotonic() - saved >= recipe.train.checkpoint_minutes * 60
+                if not board.trained and (due or stop.signal_number):
+                    _save(job, folder, board)
+                    saved = time.monotonic()
+                if stop.signal_number and not isinstance(event, Finished):
+                    raise Interrupted(
+                        f"stopped in epoch {training.epoch + 1} of {training.epochs}, all saved; "
+                        f"go on with: vocseg run --resume {folder.path}",
+                        stop.signal_number,
+                    )
+        except TrainingError as error:
+            raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
+
+
+def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
+    """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
+    training = job.training
+    latest: Evaluation | None = None
+
+    def validate(module: nn.Module) -> Generator[Scored, None, Evaluation]:
+        nonlocal latest
+        latest = yield from evaluate(job.predictor(module), job.val, job.loss)
+        return latest
+
+    kept: Evaluation | None = None
+    if not board.stopped:
+        for event in train(training, validate):
+            if isinstance(event, Epoch):
+                folder.append_metrics(asdict(event))
+                if board.update(event):
+                    kept = latest
+                    metadata = {"recipe": job.recipe.name, "epoch": str(event.epoch)}
+                    save_weights(folder.weights, training.scored_network.state_dict(), metadata)
+            yield event
+            if board.stopped:
+                break
+    _save(job, folder, board)
+    board.trained = True  # from here on the network holds the kept weights, which are no state to resume from
+    network = training.scored_network
+    network.load_state_dict(load_weights_file(folder.weights))
+    predictor = job.predictor(network)
+    if kept is None:  # the best epoch was in an earlier sitting
+        kept = yield from evaluate(predictor, job.val, job.loss)
+    result = _result(job, board, kept)
+    epochs = folder.read_metrics()
+    write_pictures(folder.path, result, kept, epochs, predictor, job.val)
+    write_json(folder.result, result)  # last: its presence says that the run has ended
+    yield Finished(folder.path, result)
+
+
+def _save(job: Job, folder: RunFolder, board: _Scoreboard) -> None:
+    training = job.training
+    done = training.epoch * training.steps_per_epoch + training.step
+    save_state(folder.path, {"training": training.state(), "scoreboard": board.state()}, done)
+
+
+def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
+    """The figures of a run; every one is of the kept weights on the validation split."""
+    training = job.training
+    return {
+        "recipe": job.recipe.name,
+        "architecture": job.recipe.model.name,
+        "dataset": job.recipe.data.name,
+        "split": job.recipe.data.settings.val,
+        **figures(evaluation, job.val.classes),
+        "best_epoch": board.best.epoch,
+        "epochs": training.epoch,
+        "parameters": count_parameters(training.network),
+        "images_per_second": training.images / max(training.seconds_training, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(job.placement.device),
+        "minutes": training.seconds / 60,
+        "device": job.placement.device.type,
+        "precision": job.placement.precision,
+        "train_images": len(job.train),
+        "seed": job.recipe.seed,
+    }

@@ -1,0 +1,237 @@
+"""The training loop. `train` is a generator: its caller's `for` body logs, saves and stops.
+
+Everything random is a function of (seed, step) and everything that changes is in `Training`, so that a state
+saved after any step goes on as if nothing had happened.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vocseg.data.loader import TrainingBatches
+from vocseg.device import Placement
+from vocseg.errors import TrainingError
+from vocseg.evaluate.inference import Evaluation, Scored
+from vocseg.evaluate.scores import scores
+from vocseg.network import AUXILIARY_WEIGHT, normalize, outputs, set_training
+from vocseg.train.ema import Ema
+
+
+@dataclass
+class Training:
+    """All that training needs, and all that it changes.
+
+    Attributes:
+        schedule: global step from 0 -> factor on each parameter group's first learning rate.
+        epoch: the epoch that is under way, from 0.
+        step: steps done in that epoch.
+        loss_sum: sum of the step losses of that epoch, on the device.
+        seconds: wall-clock time spent so far, validation included, earlier sittings too.
+        seconds_training: the part of it that went into steps.
+        images: images trained on so far.
+    """
+
+    network: nn.Module
+    backbone: nn.Module | None
+    batches: TrainingBatches
+    loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    placement: Placement
+    stride: int
+    mean: Tensor
+    std: Tensor
+    epochs: int
+    seed: int
+    accumulate: int = 1
+    clip: float | None = None
+    ema: Ema | None = None
+    frozen_epochs: int = 0  # epochs, from the first, in which the encoder does not train
+    validate_every: int = 1
+    compile: bool = False
+    limit_seconds: float | None = None
+    base_lrs: list[float] = field(init=False)
+    epoch: int = 0
+    step: int = 0
+    loss_sum: Tensor = field(init=False)
+    seconds: float = 0.0
+    seconds_training: float = 0.0
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.loss_sum = torch.zeros((), device=self.placement.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.batches), self.accumulate)
+
+    @property
+    def out_of_time(self) -> bool:
+        return self.limit_seconds is not None and self.seconds >= self.limit_seconds
+
+    @property
+    def scored_network(self) -> nn.Module:
+        """The network whose scores count: the average of the weights where one is kept."""
+        return self.network if self.ema is None else self.ema.network
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain data from which `load` goes on."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.network.state_dict(),
+            "ema_updates": 0 if self.ema is None else self.ema.updates,
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "seconds_training": self.seconds_training,
+            "images": self.images,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state["ema"])
+            self.ema.updates = state["ema_updates"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.loss_sum = state["loss_sum"].to(self.placement.device)
+        self.seconds, self.seconds_training = state["seconds"], state["seconds_training"]
+        self.images = state["images"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step is done. `loss` is on the device: reading it waits for the device."""
+
+    epoch: int
+    step: int
+    loss: Tensor
+    lr: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch is done. The validation figures are None in epochs that were not validated."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float | None
+    miou: float | None
+    pixel_accuracy: float | None
+    lr: float
+    images_per_second: float
+    seconds: float
+
+    def metric(self, name: str) -> float | None:
+        return getattr(self, name)
+
+
+def steps_per_epoch(batches: int, accumulate: int) -> int:
+    """Optimizer steps an epoch; an epoch of fewer batches than `accumulate` still makes one."""
+    return max(1, batches // accumulate)
+
+
+def combined_loss(loss: Callable[[Tensor, Tensor], Tensor], named: dict[str, Tensor], target: Tensor) -> Tensor:
+    """The loss of the network's logits, its auxiliary ones with a smaller weight."""
+    total = loss(named["out"], target)
+    for name, logits in named.items():
+        if name != "out":
+            total = total + AUXILIARY_WEIGHT * loss(logits, target)
+    return total
+
+
+def train(
+    training: Training, validate: Callable[[nn.Module], Generator[Scored, None, Evaluation]]
+) -> Iterator[Step | Scored | Epoch]:
+    """Trains from where `training` stands to its last epoch, or until its time is up.
+
+    Yields a `Step` after each optimizer step, a `Scored` after each validated image and an `Epoch` after each
+    epoch; at each of them `training` is consistent and can be saved. Whoever stops iterating stops the training.
+
+    Raises:
+        TrainingError: the loss is not finite, or the device's memory does not suffice.
+    """
+    t = training
+    forward = torch.compile(t.network) if t.compile else t.network
+    while t.epoch < t.epochs:
+        set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
+        images_before, seconds_before = t.images, t.seconds_training
+        clock = time.perf_counter()
+        lr = 0.0
+        batches = t.batches.epoch(t.epoch, skip=t.step * t.accumulate)
+        while t.step < t.steps_per_epoch and not t.out_of_time:
+            global_step = t.epoch * t.steps_per_epoch + t.step
+            factor = t.schedule(global_step)
+            for group, base in zip(t.optimizer.param_groups, t.base_lrs, strict=True):
+                group["lr"] = base * factor
+            lr = t.base_lrs[0] * factor
+            # Dropout draws from torch's generator: seeding each step makes it a function of the step.
+            torch.manual_seed((t.seed << 31) + global_step)
+            loss, seen = _optimizer_step(t, forward, batches)
+            t.loss_sum += loss
+            t.step += 1
+            t.images += seen
+            t.seconds += (elapsed := time.perf_counter() - clock)
+            t.seconds_training += elapsed
+            yield Step(t.epoch, t.step, loss, lr, seen)
+            clock = time.perf_counter()
+        batches.close()
+        train_loss = float(t.loss_sum) / max(t.step, 1)
+        if train_loss != train_loss or train_loss in (float("inf"), float("-inf")):
+            raise TrainingError(
+                f"epoch {t.epoch + 1}: the training loss is {train_loss}; lower optimizer.lr, set train.clip, "
+                'or use train.precision = "fp32"'
+            )
+        speed = (t.images - images_before) / max(t.seconds_training - seconds_before, 1e-9)
+        done = t.epoch + 1
+        val_loss = miou = accuracy = None
+        last = done == t.epochs or t.out_of_time
+        if done % t.validate_every == 0 or last:
+            evaluation = yield from validate(t.scored_network)
+            figures = scores(evaluation.matrix)
+            val_loss, miou, accuracy = evaluation.loss, figures.miou, figures.pixel_accuracy
+        t.seconds += time.perf_counter() - clock
+        t.epoch, t.step = done, 0
+        t.loss_sum = torch.zeros_like(t.loss_sum)
+        yield Epoch(done, train_loss, val_loss, miou, accuracy, lr, speed, t.seconds)
+        if last:
+            return
+
+
+def _optimizer_step(t: Training, forward: nn.Module, batches: Iterator) -> tuple[Tensor, int]:
+    """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
+    total, seen = torch.zeros((), device=t.placement.device), 0
+    try:
+        for _ in range(min(t.accumulate, len(t.batches))):
+            pixels, labels = next(batches)
+            pixels = pixels.to(t.placement.device, non_blocking=True)
+            target = labels.to(t.placement.device, non_blocking=True).long()
+            images = normalize(pixels, t.mean, t.std)
+            if not t.placement.channels_last:
+                images = images.contiguous()
+            with t.placement.autocast():
+                named = outputs(forward, images, t.stride)
+            loss = combined_loss(t.loss, named, target) / min(t.accumulate, len(t.batches))
+            loss.backward()
+            total += loss.detach()
+            seen += len(pixels)
+        if t.clip is not None:
+            torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip, foreach=True)
+        t.optimizer.step()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(
+            f"epoch {t.epoch + 1}, step {t.step + 1}: out of memory; lower data.batch_size (and raise "
+            f"train.accumulate to keep its effect) or the crop size ({str(error).splitlines()[0]})"
+        ) from error
+    t.optimizer.zero_grad(set_to_none=True)
+    if t.ema is not None:
+        t.ema.update(t.network)
+    return total, seen
