@@ -61,7 +61,7 @@ def smp(
             Linknet and UnetPlusPlus take no `mit_`; DPT takes timm's vision transformers only.
         encoder_depth: how many times the encoder halves the image; without it 5, for PSPNet 3. DPT has none.
         decoder_channels: one width a level, deepest first, for Unet, UnetPlusPlus and MAnet; the pyramid's and
-            the segmentation's for FPN; one for the others; none for Linknet.
+            the segmentation's (a multiple of 32) for FPN; one for the others; none for Linknet.
         decoder_dropout: for FPN, PSPNet, DeepLabV3 and DeepLabV3Plus.
     """
     problems = []

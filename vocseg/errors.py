@@ -11,8 +11,10 @@ An error carries one or more `Problem`s, so that a user reads all of them at onc
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class DataError(VocsegError):
     exit_code = 3
 
 
-class EnvironmentFault(VocsegError):
+class EnvironmentFault(VocsegError):  # noqa: N818 - EnvironmentError is Python's
     exit_code = 4
 
 
@@ -55,7 +57,7 @@ class TrainingError(VocsegError):
     exit_code = 5
 
 
-class Interrupted(VocsegError):
+class Interrupted(VocsegError):  # noqa: N818 - nothing went wrong
     """A run was stopped by a signal after it saved its state."""
 
     def __init__(self, message: str, signal_number: int):
@@ -63,12 +65,25 @@ class Interrupted(VocsegError):
         self.exit_code = 128 + signal_number
 
 
+def shown_path(path: str | Path) -> str:
+    """A path as a user would type it: relative where it is below the working directory."""
+    relative = os.path.relpath(path)
+    return os.fspath(path) if relative.startswith(os.pardir) else relative
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is spelt most like this one, whatever the case; None where none comes near."""
+    folded = {name.casefold(): name for name in sorted(known, reverse=True)}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A remedy to append to a message: the nearest known word, else all of them, else nothing."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
+    near = nearest(word, known)
+    if near is not None:
+        return f"; did you mean '{near}'?"
     if 0 < len(known) <= 30:
         return f"; known: {', '.join(known)}"
     return ""

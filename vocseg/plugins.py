@@ -1,16 +1,20 @@
 """Discovery: which components there are, read from source files without running any of them.
 
 Looked through in this order: vocseg's own components, the bundled `plugins/`, installed packages with an
-entry point in the group `vocseg.plugins`, and the project's plugin folder.
+entry point in the group `vocseg.plugins`, the nearest folder `plugins` beside or above the recipe, and the folder
+given with `--plugins`. None of them may define what another one has; files that are equal byte for byte are one.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -52,81 +56,107 @@ def discover(project: Path | None = None, plugins: Path | None = None) -> Regist
 
     Args:
         project: a recipe, or a folder; the nearest folder `plugins` beside or above it is looked through.
-        plugins: a plugin folder to use in place of that one (the flag `--plugins`).
+        plugins: one more plugin folder (the flag `--plugins`).
 
     Raises:
         UsageError: `plugins` is not a folder, or two components have one kind and name.
     """
-    if plugins is not None and not plugins.is_dir():
+    if plugins is not None and not os.path.isdir(plugins):
         raise UsageError(f"--plugins {plugins}: no such folder")
-    folder = plugins or (_nearest_plugins(project) if project else None)
+    folders = [folder for folder in (_nearest_plugins(project) if project else None, plugins) if folder]
     components: list[Component] = []
     broken: list[BrokenPlugin] = []
     seen: set[str] = set()
-    for source in _sources(folder):
+    for source in _sources(folders, broken):
         try:
             text = source.path.read_bytes()
-            # A checkout used beside an installed wheel holds the same plugins twice; equal files are one plugin.
+            # The same plugins are found twice where a checkout is used beside an installed wheel.
             digest = sha256(text).hexdigest()
             if digest in seen or b"vocseg" not in text:
                 continue
             seen.add(digest)
             components += read_components(text, source.path, source.origin, source.importer)
-        except (SyntaxError, ValueError, OSError) as error:
-            line = getattr(error, "lineno", None)
-            reason = f"{type(error).__name__}: {getattr(error, 'msg', None) or error}"
-            broken.append(BrokenPlugin(str(source.path), reason + (f" (line {line})" if line else "")))
+        except Exception as error:  # whatever is wrong with one file, it must not hide the others
+            broken.append(BrokenPlugin(str(source.path), _reason(error)))
     return Registry(components, broken)
 
 
-def _sources(project: Path | None) -> Iterator[_Source]:
+def _reason(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return (f"line {error.lineno}: " if error.lineno else "") + f"not Python: {error.msg}"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _sources(folders: list[Path], broken: list[BrokenPlugin]) -> Iterator[_Source]:
     for name in CORE_FILES:
         module = "vocseg." + name.removesuffix(".py").replace("/", ".")
-        yield _Source(PACKAGE / name, "vocseg", lambda module=module: importlib.import_module(module))
-    yield from _folder_sources(bundled("plugins"), "bundled")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        origin = entry.dist.name if entry.dist else entry.value
-        for path, module in _package_files(entry.module):
-            yield _Source(path, origin, lambda module=module: importlib.import_module(module))
-    if project is not None:
-        yield from _folder_sources(project, str(project))
+        yield _Source(PACKAGE / name, "vocseg", partial(importlib.import_module, module))
+    yield from _folder_sources(bundled("plugins"), "bundled", broken)
+    yield from _installed_sources(broken)
+    for folder in folders:
+        yield from _folder_sources(folder, str(folder), broken)
 
 
 def _nearest_plugins(start: Path) -> Path | None:
     start = start.resolve()
-    for folder in (start, *start.parents):
-        if (folder / "plugins").is_dir():
-            return folder / "plugins"
-    return None
+    return next((f / "plugins" for f in (start, *start.parents) if os.path.isdir(f / "plugins")), None)
 
 
-def _folder_sources(folder: Path, origin: str) -> Iterator[_Source]:
-    """One source a plugin: a file, or a package by its `__init__.py`. Names with a leading _ or . are private."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(("_", ".")):
+def _folder_sources(folder: Path, origin: str, broken: list[BrokenPlugin]) -> Iterator[_Source]:
+    """The plugins of a folder: files, and packages with all files of theirs."""
+    try:
+        for path in _public(folder):
+            init = path / "__init__.py"
+            if os.path.isfile(init):
+                yield _Source(init, origin, partial(import_file, init))
+                for inner in _public(path):
+                    if inner.suffix == ".py":
+                        yield _Source(inner, origin, partial(_import_inner, init, inner.stem))
+            elif path.suffix == ".py":
+                yield _Source(path, origin, partial(import_file, path))
+    except OSError as error:
+        broken.append(BrokenPlugin(str(folder), _reason(error)))
+
+
+def _public(folder: Path) -> list[Path]:
+    """What is in a folder, but for names with a leading _ or ., which are private."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(("_", ".")))
+
+
+def _installed_sources(broken: list[BrokenPlugin]) -> Iterator[_Source]:
+    """The modules that entry points name, and the files of those that are packages."""
+    try:
+        entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    except Exception as error:  # one damaged installation spoils the list of all
+        broken.append(BrokenPlugin("installed packages", f"their entry points cannot be read: {error}"))
+        return
+    for entry in entries:
+        origin = entry.dist.name if entry.dist else entry.name
+        try:
+            files = list(_module_files(entry.module))
+        except Exception as error:
+            broken.append(BrokenPlugin(origin, f"entry point {entry.name} = {entry.value} leads nowhere: {error}"))
             continue
-        if path.is_dir() and (path / "__init__.py").is_file():
-            path = path / "__init__.py"
-        elif path.suffix != ".py":
-            continue
-        yield _Source(path, origin, lambda path=path: import_file(path))
+        for path, module in files:
+            yield _Source(path, origin, partial(importlib.import_module, module))
 
 
-def _package_files(module: str) -> Iterator[tuple[Path, str]]:
-    """The files of an entry point's module, found without importing it or its parents."""
+def _module_files(module: str) -> Iterator[tuple[Path, str]]:
+    """The files of an installed module or package, found without importing it or its parents."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return
-    path = Path(spec.origin)
-    for i, part in enumerate(rest):
-        inner = path.parent / part
-        last = i == len(rest) - 1
-        path = inner.with_suffix(".py") if last and inner.with_suffix(".py").is_file() else inner / "__init__.py"
-    yield path, module
-    if path.name == "__init__.py":
-        for inner in sorted(path.parent.glob("*.py")):
-            if inner.name != "__init__.py":
+    for part in rest:
+        if spec is not None:
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations or [])
+    if spec is None:
+        raise ModuleNotFoundError(f"no module named '{module}'")
+    if spec.origin is not None and spec.has_location:
+        yield Path(spec.origin), module
+    for folder in spec.submodule_search_locations or ():
+        for inner in _public(Path(folder)):
+            if inner.suffix == ".py":
                 yield inner, f"{module}.{inner.stem}"
 
 
@@ -139,7 +169,8 @@ def import_file(path: Path) -> ModuleType:
         return sys.modules[name]
     locations = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -148,3 +179,8 @@ def import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_inner(init: Path, name: str) -> ModuleType:
+    """Imports a file of a plugin that is a package, so that its relative imports work."""
+    return importlib.import_module(f"{import_file(init).__name__}.{name}")

@@ -30,6 +30,17 @@ HANDED_OVER: dict[str, tuple[str, ...]] = {
 }
 KINDS = tuple(HANDED_OVER)
 
+RESERVED: dict[str, tuple[str, ...]] = {
+    "architecture": ("name", "weights"),
+    "loss": ("name", "weight"),
+    "augmentation": ("name",),
+    "optimizer": ("name", "encoder_lr"),
+    "schedule": ("name", "warmup_epochs"),
+    "initializer": ("name",),
+    "dataset": ("name", "root", "train", "val", "batch_size", "repeat", "normalize", "workers", "cache"),
+}
+"""The keys that vocseg itself reads beside a component's own; `vocseg.recipe.schema` says what they mean."""
+
 MARK = "__vocseg_mark__"
 
 
@@ -136,14 +147,20 @@ class Component:
             UsageError: the import fails, or leaves no such marked function.
         """
         try:
-            function = getattr(self.importer(), self.name)
-            mark = getattr(function, MARK)
-        except Exception as error:
+            function = getattr(self.importer(), self.name, None)
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(Problem(self.source, f"{self.kind} '{self.name}' cannot be loaded: {reason}")) from error
+        mark = getattr(function, MARK, None)
+        if function is None or mark is None or mark.kind != self.kind:
+            found = f"a function marked {mark.kind}" if mark else "no marked function"
             raise UsageError(
-                Problem(self.source, f"{self.kind} '{self.name}' cannot be loaded: {type(error).__name__}: {error}")
-            ) from error
-        if mark.kind != self.kind:
-            raise UsageError(Problem(self.source, f"'{self.name}' is read as {self.kind} but loads as {mark.kind}"))
+                Problem(
+                    self.source,
+                    f"{self.kind} '{self.name}' is there in the source, and once the file is imported that name is "
+                    f"{found}; look for what replaces it further down or wraps it",
+                )
+            )
         return function
 
     def build(self, available: dict[str, Any], params: dict[str, Any]) -> Any:

@@ -181,7 +181,7 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
                 folder.append_metrics(asdict(event))
                 if board.update(event):
                     kept = latest
-                    metadata = {"recipe": job.recipe.name, "epoch": str(event.epoch)}
+                    metadata = {"recipe": job.recipe.name, "epoch": event.epoch}
                     save_weights(folder.weights, training.scored_network.state_dict(), metadata)
             yield event
             if board.stopped:

@@ -333,6 +333,26 @@ def test_contrast_is_about_the_mean_grey():
         assert 38 <= light - dark <= 122  # from half to one and a half times 80
 
 
+def test_contrast_keeps_the_mean_that_brightness_gave():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0], image[1] = 60, 120
+    for seed in range(20):
+        plain, steep = (
+            apply(color_jitter(brightness=0.4, contrast=c, saturation=0.0, hue=0.0), (image, image[..., 0]), seed)[0]
+            for c in (0.0, 0.4)
+        )
+        assert plain.mean() == pytest.approx(steep.mean(), abs=1)
+
+
+def test_hue_turns_colours_and_keeps_how_strong_they_are():
+    # The plane of I and Q, whose axes are those of the standard's matrix.
+    plane = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    strength = np.linalg.norm(plane @ [140, 100, 110])
+    for seed in range(20):
+        image, _ = apply(color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.5), flat(140, 100, 110), seed)
+        assert np.linalg.norm(plane @ image[0, 0]) == pytest.approx(strength, abs=1)
+
+
 def test_greys_have_no_colour_to_change():
     image, _ = apply(color_jitter(brightness=0.0, contrast=0.0, saturation=1.0, hue=0.5), flat(90, 90, 90))
     assert np.abs(image.astype(int) - 90).max() <= 1

@@ -85,5 +85,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True)
+        click.echo(
+            f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True
+        )
         sys.exit(1)

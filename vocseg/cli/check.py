@@ -22,6 +22,9 @@ def command(
     from vocseg.recipe.prepare import load_recipe
 
     read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
+    from vocseg.process import prepare_process
+
+    prepare_process()
     from vocseg.trial import try_recipe
 
     report = try_recipe(read)

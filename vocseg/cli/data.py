@@ -208,7 +208,7 @@ def _print_table(splits: dict[str, "Stats"]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("class", box=SIMPLE_HEAD)
+    table = Table("class", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for split in splits:
         for column in ("images", "pixels", "share"):
             table.add_column(f"{escape(split)}\n{column}", justify="right", no_wrap=True)

@@ -19,6 +19,9 @@ def command(run: Path, data: Path | None, split: str | None, device: str, as_jso
 
     The figures go to RUN/eval-SPLIT.json too.
     """
+    from vocseg.process import prepare_process
+
+    prepare_process()
     from vocseg.cli.reporters import counted, print_figures
     from vocseg.runs.files import without_nan, write_json
     from vocseg.score import score

@@ -28,7 +28,10 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
     if what is None or what in KINDS:
         shown = [c for c in registry if what is None or c.kind == what]
         rows = [_row(c, load) for c in shown]
-        broken = [{"kind": "broken", "name": Path(b.file).name, "summary": b.reason, "source": b.file} for b in registry.broken]
+        broken = [
+            {"kind": "broken", "name": Path(b.file).name, "summary": b.reason, "source": b.file}
+            for b in registry.broken
+        ]
         if as_json:
             click.echo(json.dumps([*rows, *broken], indent=2, ensure_ascii=False))
         else:
@@ -40,7 +43,9 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
             for component in named:
                 _print_component(component)
     else:
-        raise UsageError(f"no kind or component is named '{what}'{did_you_mean(what, [*KINDS, *(c.name for c in registry)])}")
+        raise UsageError(
+            f"no kind or component is named '{what}'{did_you_mean(what, [*KINDS, *(c.name for c in registry)])}"
+        )
 
 
 def _row(component: Component, load: bool) -> dict[str, str]:
@@ -79,8 +84,12 @@ def _print_table(rows: Sequence[dict[str, str]], registry: Registry) -> None:
         kind = row["kind"] if row["kind"] != last else ""
         last = row["kind"]
         style = "red" if broken else ""
-        summary = f"{row['source']}: {row['summary']}" if broken and row["source"] not in row["summary"] else row["summary"]
-        table.add_row(Text(kind, "red" if broken else "dim"), Text(row["name"], style or "bold"), Text(summary + note, style))
+        summary = (
+            f"{row['source']}: {row['summary']}" if broken and row["source"] not in row["summary"] else row["summary"]
+        )
+        table.add_row(
+            Text(kind, "red" if broken else "dim"), Text(row["name"], style or "bold"), Text(summary + note, style)
+        )
     if console.is_terminal:
         console.print(table)
     else:  # one line a component, whatever the width, for grep and awk

@@ -7,14 +7,22 @@ import click
 
 FOLDER = click.Path(path_type=Path)
 
-plugins = click.option("--plugins", type=FOLDER, metavar="DIR", help="Plugin folder, in place of the one beside the recipe.")
-data = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of the data, before VOCSEG_DATA and the recipe's data.root.")
+plugins = click.option(
+    "--plugins", type=FOLDER, metavar="DIR", help="Plugin folder, in place of the one beside the recipe."
+)
+data = click.option(
+    "--data", type=FOLDER, metavar="DIR", help="Folder of the data, before VOCSEG_DATA and the recipe's data.root."
+)
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=TOML", help="Change one recipe key, as in --set train.epochs=5."
 )
-device = click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, mps, cuda or cuda:N.")
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="D", help="auto, cpu, mps, cuda or cuda:N."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the run, in place of the recipe's.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the run, in place of the recipe's."
+)
 
 
 def recipe_options(function: Callable) -> Callable:

@@ -19,6 +19,9 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, 
 
     Each image gives NAME.png, a palette mask of class ids, and NAME_overlay.png to look at.
     """
+    from vocseg.process import prepare_process
+
+    prepare_process()
     from vocseg.cli.reporters import progress_bar
     from vocseg.score import predict
 

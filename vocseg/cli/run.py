@@ -52,6 +52,9 @@ def command(
             from vocseg.cli.data import fetch_for
 
             fetch_for(read)
+    from vocseg.process import prepare_process
+
+    prepare_process()
     from vocseg import run
     from vocseg.cli import reporters
 

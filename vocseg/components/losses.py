@@ -111,19 +111,22 @@ def dice(*, smooth: Annotated[float, Ge(0)] = 1.0) -> LossFunction:
 
 
 @loss
-def lovasz_softmax() -> LossFunction:
+def lovasz_softmax(*, stride: Annotated[int, Interval(ge=1, le=16)] = 1) -> LossFunction:
     """Lovász-softmax: a convex surrogate of the mean IoU of the classes present (Berman et al. 2018, arXiv:1705.08790).
 
     Taken over the labelled pixels of the whole batch. It sorts them once for every class, and is usually added to
     cross-entropy rather than used alone.
+
+    Args:
+        stride: keep only every n-th row and column; 2 sorts a quarter of the pixels.
     """
 
     def function(logits: Tensor, target: Tensor) -> Tensor:
-        rows, labels = _rows(logits, target)
+        rows, labels = _rows(logits[..., ::stride, ::stride], target[..., ::stride, ::stride])
         labelled = labels != VOID
         truth = labels[:, None] == torch.arange(rows.shape[1], device=rows.device)
         present = truth.any(0)
-        errors = (truth.to(rows.dtype) - rows.softmax(1)).abs() * labelled[:, None]
+        errors = (truth.to(rows.dtype) - rows.softmax(1)).abs()
         classes = list(range(rows.shape[1]))
         if rows.device.type == "cpu":
             # Asking which classes are there costs nothing here and saves most of the sorting. Absent ones add 0.

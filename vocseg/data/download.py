@@ -135,7 +135,7 @@ def _one_request(url: str, part: Path, size: int, local_http: bool) -> Iterator[
         if response.status == 206 and sent and int(sent[1]) == start:
             whole = int(sent[2])
         elif response.status == 200:
-            start, whole = 0, int(response.headers.get("Content-Length", size))
+            start, whole = 0, size if response.length is None else response.length
         else:
             raise _BrokenOffError("the answer was not the bytes that were asked for")
         if whole != size:

@@ -204,7 +204,7 @@ def _fetch_all(
             ):
                 progress(before + have, total)
             before += archive.size
-        say(f"unpacking {archive.file}" + ", about two minutes" * (archive.unpacker is unpack_sbd))
+        say(f"unpacking {archive.file}" + ", which takes a few minutes" * (archive.unpacker is unpack_sbd))
         unpack(placed if placed.is_file() else part, archive.file, _folder(archive, root), archive.unpacker)
         delete_part(part)
         if not _is_present(archive, root):

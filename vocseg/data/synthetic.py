@@ -61,7 +61,7 @@ def draw_scene(rng: Generator, size: int) -> tuple[Pixels, Pixels]:
     image = _background(rng, h, w)
     instances = np.zeros((h, w), np.uint8)  # the object a pixel shows: neighbours of one class are parted, too
     labels = [0]
-    for _ in range(rng.integers(2, 5)):
+    for _ in range(rng.integers(1, 4)):
         labels.append(int(rng.integers(1, len(SYNTHETIC_CLASSES))))
         outlines = _place(rng, _OUTLINES[labels[-1]], h, w, size)
         _paint(rng, image, instances, outlines, len(labels) - 1)
@@ -74,24 +74,24 @@ def draw_scene(rng: Generator, size: int) -> tuple[Pixels, Pixels]:
 
 def _background(rng: Generator, h: int, w: int) -> Pixels:
     """Two or three textured regions with wavy borders, crossed by strokes."""
-    image = _texture(rng, h, w)
+    image = _texture(rng, h, w, 20)
     for _ in range(rng.integers(1, 3)):
         cells = rng.integers(0, 256, rng.integers(3, 6, 2), dtype=np.uint8)
         wavy = cv2.resize(cells, (w, h), interpolation=cv2.INTER_CUBIC) > 140
-        image[wavy] = _texture(rng, h, w)[wavy]
+        image[wavy] = _texture(rng, h, w, 20)[wavy]
     _strokes(rng, image, count=int(rng.integers(2, 6)), thickest=3)
     return image
 
 
-def _colour(rng: Generator) -> NDArray[np.int64]:
-    """A colour of middling saturation and brightness."""
+def _colour(rng: Generator, dark: int) -> NDArray[np.int64]:
+    """A colour of middling saturation, its channels within 140 of `dark`."""
     colour = rng.integers(0, 256, 3)
-    return 40 + (2 * colour + colour.sum()) * 176 // (5 * 255)
+    return dark + (2 * colour + colour.sum()) * 140 // (5 * 255)
 
 
-def _texture(rng: Generator, h: int, w: int) -> Pixels:
+def _texture(rng: Generator, h: int, w: int, dark: int) -> Pixels:
     """(h, w, 3) in two tones of a colour: plain, stripes, checks, dots or blotches."""
-    first = _colour(rng)
+    first = _colour(rng, dark)
     second = first + rng.integers(12, 36) * rng.choice((-1, 1)) + rng.integers(-10, 11, 3)
     tones = np.clip((first, second), 0, 255).astype(np.uint8)
     period = int(rng.integers(3, 8))
@@ -115,8 +115,9 @@ def _texture(rng: Generator, h: int, w: int) -> Pixels:
 
 def _place(rng: Generator, shape: tuple[NDArray[np.float64], ...], h: int, w: int, size: int) -> list[NDArray]:
     """A shape's outlines somewhere in the image, in sixteenths of a pixel: turned, scaled and a little flattened."""
-    radius = rng.integers(16 * size // 6, 16 * size // 3)
-    centre = rng.integers(0, (16 * w, 16 * h))
+    radius = rng.integers(16 * size // 5, 16 * size // 3)
+    margin = 16 * size // 8
+    centre = rng.integers(margin, (16 * w - margin, 16 * h - margin))
     turn = _corners([1], rng.uniform(0, 2 * np.pi))[0]
     cos, sin = turn
     matrix = np.array(((cos, sin), (-sin, cos))) * ((1,), (rng.uniform(0.75, 1),)) 
@@ -137,7 +138,7 @@ def _paint(rng: Generator, image: Pixels, instances: Pixels, outlines: list[NDAr
     shadow = cv2.blur(shadow, (5, 5))[..., None].astype(np.int32)
     alpha = cover[..., None].astype(np.int32)
     dark = view * (255 - shadow * 2 // 5) // 255
-    view[:] = (_texture(rng, *cover.shape) * alpha + dark * (255 - alpha) + 127) // 255
+    view[:] = (_texture(rng, *cover.shape, 80) * alpha + dark * (255 - alpha) + 127) // 255
     numbers[cover > 127] = number
 
 
@@ -146,7 +147,7 @@ def _strokes(rng: Generator, image: Pixels, *, count: int, thickest: int) -> Non
     h, w = image.shape[:2]
     for _ in range(count):
         points = rng.integers(0, (w, h), (rng.integers(2, 5), 2)).astype(np.int32)
-        cv2.polylines(image, [points], False, _colour(rng).tolist(), int(rng.integers(1, thickest + 1)), cv2.LINE_AA)
+        cv2.polylines(image, [points], False, _colour(rng, 40).tolist(), int(rng.integers(1, thickest + 1)), cv2.LINE_AA)
 
 
 def _lit(rng: Generator, image: Pixels) -> Pixels:

@@ -84,7 +84,7 @@ def unpack_sbd(tar: tarfile.TarFile, name: str, fresh: Path, target: Path) -> No
     for voc in train:
         shutil.copyfile(target / "SegmentationClass" / f"{voc}.png", masks / f"{voc}.png")
     with Image.open(masks / f"{min(train)}.png") as voc_mask:
-        palette = voc_mask.getpalette() or []
+        palette = [*(voc_mask.getpalette() or []), *[0] * 768][:768]  # fewer colours would be saved in fewer bits
     ids = set(train)
     for match, content in wanted_files(
         tar, name, r"benchmark_RELEASE/dataset/(?:cls/([0-9]{4}_[0-9]{6})\.mat|(?:train|val)\.txt)"
@@ -120,7 +120,7 @@ def unpack_sbd(tar: tarfile.TarFile, name: str, fresh: Path, target: Path) -> No
 def read_list(folder: Path, split: str) -> list[str]:
     """The names in a split list of VOC's; none where it is missing."""
     path = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
 
 
 def import_loadmat() -> Callable[..., Any]:

@@ -67,7 +67,8 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
             remarks.append(
                 Problem(image.where, f"another image of this name, {namesake.where}, is in '{namesake.split}'")
             )
-    return Findings(tuple(problems), tuple(remarks))
+    # A file in two splits, or one that was looked at twice, has its problem once.
+    return Findings(tuple(dict.fromkeys(problems)), tuple(remarks))
 
 
 def _read(split: str, dataset: Dataset, index: int) -> _Image:
@@ -79,7 +80,7 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
     except DataError as error:
         # A reader stops at the first defect: each file is looked at by itself, so that both get their line.
         problems = [*error.problems, *(_defects(image_file, mask_file) if image_file and mask_file else ())]
-        return _Image(split, name, where, None, tuple(dict.fromkeys(problems)))
+        return _Image(split, name, where, None, tuple(problems))
     found = []
     if image.shape[:2] != mask.shape:
         found.append(f"the mask is {mask.shape} (h, w), its image {where} {image.shape[:2]}")

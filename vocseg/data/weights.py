@@ -11,7 +11,7 @@ import queue
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 PICKLED = (".pth", ".pt", ".bin")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-HUB_SECONDS = 0.5  # a hub that does not open a connection in this time counts as out of reach
+HUB_SECONDS = 0.6  # a hub that does not open a connection in this time counts as out of reach
 
 # What wraps a network, or holds one, puts this before its keys: DataParallel, torch.compile, timm's and smp's feature
 # extractors, torchvision's and our own segmentation networks.
@@ -93,14 +93,17 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
         EnvironmentFault: the file is damaged.
     """
     tensors = read_weights(path)
-    wanted = _without_common_prefix(module.state_dict())
+    state = module.state_dict()
+    prefix = _common_prefix(state)
+    wanted = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     file, pairs = max(((r, _pairs(wanted, r)) for r in _readings(tensors)), key=lambda reading: len(reading[1]))
 
     needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
     missing = [key for key in needed if key not in pairs]
     misshapen = [key for key, found in pairs.items() if file[found].shape != wanted[key].shape]
-    unsaved = _without_common_prefix(dict(module.named_buffers()))  # buffers that are not saved, but once were
-    surplus = [key for key in file if key not in {*pairs.values(), *unsaved}]
+    buffers = (key.removeprefix(prefix) for key, _ in module.named_buffers())  # also those no longer saved
+    ours = {*pairs.values(), *buffers}
+    surplus = [key for key in file if key not in ours]
     parts = {key.split(".")[0] for key in wanted}
     unexpected = [key for key in surplus if not parts.isdisjoint(_part(key))]
     if missing or misshapen or unexpected:
@@ -118,11 +121,12 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
             wanted[key].copy_(file[found])
 
 
-def _without_common_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _without_common_prefix({key.removeprefix(prefix): t for key, t in tensors.items()})
-    return tensors
+def _common_prefix(keys: Collection[str]) -> str:
+    """What of `PREFIXES` all keys begin with."""
+    prefix = ""
+    while keys and (more := [p for p in PREFIXES if all(key.startswith(prefix + p) for key in keys)]):
+        prefix += more[0]
+    return prefix
 
 
 def _readings(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -5,18 +5,21 @@ All problems are collected before any is raised. Nothing here imports torch or r
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from vocseg.errors import Problem, UsageError, did_you_mean
+from vocseg.errors import Problem, UsageError, did_you_mean, nearest, shown_path
 from vocseg.plugins import bundled
-from vocseg.recipe.describe import describe_type
+from vocseg.recipe.describe import choices, describe_type
 from vocseg.recipe.schema import (
     PLACES,
+    TABLES,
     Augmentation,
     Data,
     EarlyStopping,
@@ -27,15 +30,27 @@ from vocseg.recipe.schema import (
     Named,
     Optimizer,
     Place,
-    Plain,
     Schedule,
+    Table,
+    Top,
     Train,
     table_model,
 )
-from vocseg.recipe.toml import Key, apply_override, foreign_values, key_lines, parse
+from vocseg.recipe.toml import (
+    MAX_BYTES,
+    Key,
+    apply_override,
+    flag,
+    key_lines,
+    parse,
+    shorten,
+    without_foreign,
+    write_value,
+)
 from vocseg.registry import Component, Registry
 
 Settings = TypeVar("Settings", bound=Named)
+AnyTable = TypeVar("AnyTable", bound=Table)
 
 
 @dataclass(frozen=True)
@@ -85,9 +100,9 @@ class Recipe:
 
 def locate(path: str, recipe: Path) -> Path:
     """A path that stands in a recipe: absolute, else from the working directory, else beside the recipe."""
-    found = Path(path).expanduser()
-    beside = recipe.parent / found
-    return (beside if beside.exists() and not found.exists() else found).absolute()
+    found = os.path.expanduser(path)
+    beside = os.path.join(recipe.parent, found)
+    return Path(beside if os.path.exists(beside) and not os.path.exists(found) else found).absolute()
 
 
 def find_recipe(name: str) -> Path:
@@ -96,29 +111,38 @@ def find_recipe(name: str) -> Path:
     Raises:
         UsageError: there is no such file and no such name.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
-    if path.suffix == "" and os.sep not in name:
-        shipped = bundled("recipes") / f"{name}.toml"
-        if shipped.is_file():
-            return shipped
-    names = [p.stem for p in bundled("recipes").glob("*.toml")]
-    kind = "is a folder, not a recipe" if path.is_dir() else "no such recipe file"
-    raise UsageError(Problem(name, f"{kind}, and no bundled recipe has that name{did_you_mean(path.stem, names)}"))
+    shipped = bundled("recipes") / f"{name}.toml"
+    if path.name == name and os.path.isfile(shipped):
+        return shipped
+    if path.name == name or not os.path.isdir(path.parent):
+        known = [p.stem for p in bundled("recipes").glob("*.toml")]
+    else:
+        known = [str(p) for p in path.parent.glob("*.toml")]
+    kind = "is a folder, not a recipe" if os.path.isdir(path) else "no such recipe, neither a file nor a bundled name"
+    raise UsageError(Problem(name, f"{kind}{did_you_mean(name, known)}"))
 
 
-def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    path: Path, registry: Registry, overrides: Sequence[str] = (), *, look_for_weights: bool = False
+) -> Recipe:
     """Reads and checks a recipe file.
+
+    Args:
+        overrides: `key=TOML`, as the flag `--set` takes them.
+        look_for_weights: whether a file named by `model.weights` must be there.
 
     Raises:
         UsageError: with one problem for each thing wrong, ordered by line.
     """
     try:
-        text = path.read_bytes()
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
-    return _Reading(path, text, registry).read(overrides)
+    return _Reading(path, text, registry).read(overrides, look_for_weights)
 
 
 class _Reading:
@@ -126,203 +150,256 @@ class _Reading:
 
     def __init__(self, path: Path, text: bytes, registry: Registry):
         self.path, self.text, self.registry = path, text, registry
-        self.data = parse(text, str(path))
-        self.lines = key_lines(text.decode())
-        self.set_keys: dict[Key, str] = {}
+        self.where = shown_path(path)
+        self.given = parse(text, self.where)
+        self.data: dict[str, Any] = {}
+        self.lines = key_lines(text.decode("utf-8-sig"))
+        self.flags: dict[Key, str] = {}
+        self.foreign: list[Key] = []
         self.problems: list[tuple[int, Problem]] = []
 
-    def read(self, overrides: Sequence[str]) -> Recipe:
+    def read(self, overrides: Sequence[str], look_for_weights: bool) -> Recipe:
         for override in overrides:
             try:
-                self.set_keys[apply_override(self.data, override)] = override
+                self.flags[apply_override(self.given, override)] = flag(override)
             except UsageError as error:
                 self.problems += [(0, problem) for problem in error.problems]
-        for key, message in foreign_values(self.data):
+        self.data, foreign = without_foreign(self.given)
+        for key, message in foreign:
             self.problem(key, message)
-        if self.problems:  # values that are not JSON cannot be looked at further
-            raise self.error()
+        self.foreign = [key for key, _ in foreign]
 
-        known = [place.table for place in PLACES] + list(Plain.model_fields)
-        for table in self.data:
-            if table not in known:
-                self.problem((table,), f"unknown table or key{did_you_mean(table, known)}")
+        known = [*Top.model_fields, *(place.table for place in PLACES), *TABLES]
+        for name in self.data:
+            if name not in known:
+                self.problem((name,), self.unknown(name, known))
+        top = self.validate(Top, {k: v for k, v in self.data.items() if k in Top.model_fields}, ())
         parts = {place.table: self.place(place) for place in PLACES}
-        plain = self.validate(Plain, {k: v for k, v in self.data.items() if k in Plain.model_fields}, ())
-        if not self.problems and isinstance(plain, Plain):
-            self.cross_check(parts, plain)
-        if self.problems or not isinstance(plain, Plain):
-            raise self.error()
-        resolved: dict[str, Any] = {"description": plain.description, "seed": plain.seed}
+        train = self.table("train", Train)
+        evaluate = self.table("evaluate", Evaluate) if "evaluate" in self.data else Evaluate()
+        stopping = self.table("early_stopping", EarlyStopping) if "early_stopping" in self.data else None
+        self.cross_check({table: found[0] for table, found in parts.items() if found}, train, stopping)
+        if look_for_weights and parts["model"]:
+            self.look_for(parts["model"][0].settings.weights)
+        if self.problems:
+            raise UsageError(*(problem for _, problem in sorted(self.problems, key=lambda item: item[0])))
+        assert top is not None
+        assert train is not None
+        assert evaluate is not None
+
+        resolved: dict[str, Any] = top.model_dump(mode="json")
         for place in PLACES:
-            found = parts[place.table]
-            if place.many:
-                resolved[place.table] = [_plain(part) for part in found]
-            else:
-                resolved[place.table] = _plain(found[0])
-        for table in ("train", "evaluate", "early_stopping"):
-            value = getattr(plain, table)
-            if value is not None:
-                resolved[table] = value.model_dump(mode="json", exclude_none=True)
-        one = {table: found[0] for table, found in parts.items() if found}
+            tables = [_plain(part) for part in parts[place.table]]
+            resolved[place.table] = tables if place.many else tables[0]
+        for name, settings in (("train", train), ("evaluate", evaluate), ("early_stopping", stopping)):
+            if settings is not None:
+                resolved[name] = settings.model_dump(mode="json", exclude_none=True)
         return Recipe(
             name=self.path.stem,
             path=self.path,
             text=self.text,
-            description=plain.description,
-            seed=plain.seed,
-            model=one["model"],
-            data=one["data"],
+            description=top.description,
+            seed=top.seed,
+            model=parts["model"][0],
+            data=parts["data"][0],
             augmentations=tuple(parts["augmentation"]),
             losses=tuple(parts["loss"]),
-            optimizer=one["optimizer"],
-            schedule=one["schedule"],
-            initializer=one["initializer"],
-            train=plain.train,
-            evaluate=plain.evaluate,
-            early_stopping=plain.early_stopping,
+            optimizer=parts["optimizer"][0],
+            schedule=parts["schedule"][0],
+            initializer=parts["initializer"][0],
+            train=train,
+            evaluate=evaluate,
+            early_stopping=stopping,
             resolved=resolved,
-            given=frozenset(_keys(self.data)),
+            given=frozenset(_keys(self.given)),
         )
 
     def place(self, place: Place) -> list[Part]:
         """The parts that one table of the recipe (or each entry of one array of tables) names."""
+        key: Key = (place.table,)
         value = self.data.get(place.table)
-        if value is None and place.default is None:
-            example = f'[{place.table}] with name = "…"'
-            known = ", ".join(self.registry.names(place.kind))
-            self.problem((place.table,), f"missing; add {example} (known: {known})")
-            return []
-        if place.many:
-            if value is None:
-                entries: Any = [{"name": place.default}] if place.default else []
-            else:
-                entries = value
-            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-                self.problem((place.table,), f"expected an array of tables: write [[{place.table}]]")
+        if place.table not in self.data:
+            if place.default is None:
+                known = ", ".join(self.registry.names(place.kind))
+                self.problem(key, f'missing; add {place.header} with name = "…"; known: {known}')
                 return []
-            if not entries and place.default:
-                self.problem((place.table,), f"empty; leave it out for '{place.default}'")
-            found = [self.part(place, entry, (place.table, i)) for i, entry in enumerate(entries)]
-            return [part for part in found if part is not None]
-        if value is not None and not isinstance(value, dict):
-            self.problem((place.table,), f"expected a table: write [{place.table}]")
+            value = {"name": place.default}
+            if place.many:
+                value = [value] if place.default else []
+        if not place.many:
+            part = self.part(place, value, key)
+            return [] if part is None else [part]
+        if not isinstance(value, list):
+            self.mismatch(key, f"expected an array of tables, found {_shown(value)}; write {place.header}")
             return []
-        table = {"name": place.default} if value is None else value
-        part = self.part(place, table, (place.table,))
-        return [] if part is None else [part]
+        if not value and place.default:
+            self.problem(key, f"expected at least one; leave {place.table} out for '{place.default}'")
+        found = [self.part(place, entry, (*key, i)) for i, entry in enumerate(value)]
+        return [part for part in found if part is not None]
 
-    def part(self, place: Place, table: dict[str, Any], key: Key) -> Part | None:
+    def part(self, place: Place, table: Any, key: Key) -> Part | None:
+        if not self.is_table(table, key, place.header):
+            return None
         name = table.get("name")
         component = self.registry.find(place.kind, name) if isinstance(name, str) else None
-        if isinstance(name, str) and component is None:
-            self.problem((*key, "name"), self.registry.missing(place.kind, name))
         if component is None:
             # The component's own keys cannot be told from misspelt ones: check the core's only.
             core = {k: v for k, v in table.items() if k in place.core.model_fields}
-            self.validate(place.core, core, key)
+            self.validate(place.core, {**core, "name": "unknown"}, key)
+            if isinstance(name, str):
+                self.problem((*key, "name"), self.registry.missing(place.kind, name))
+            else:
+                found = f"expected text, found {_shown(name)}" if "name" in table else "missing"
+                self.mismatch((*key, "name"), f"{found}; known: {', '.join(self.registry.names(place.kind))}")
             return None
-        settings = self.validate(table_model(place, component), table, key)
-        if not isinstance(settings, place.core):
+        try:
+            model = table_model(place, component)
+        except UsageError as error:
+            self.problems += [(0, problem) for problem in error.problems]
             return None
-        own = [p.name for p in component.parameters]
+        # Defaults go through the same checks as what the recipe gives, so that the resolved form reads the same.
+        defaults = {p.name: p.default for p in component.parameters if not p.required and p.default is not None}
+        settings = self.validate(model, table, key, defaults, component)
+        if settings is None:
+            return None
         return Part(
             component,
             place.core(**{k: getattr(settings, k) for k in place.core.model_fields}),
-            {k: getattr(settings, k) for k in own},
+            {p.name: getattr(settings, f"parameter_{p.name}") for p in component.parameters},
         )
 
-    def validate(self, model: type[BaseModel], table: dict[str, Any], key: Key) -> BaseModel | None:
-        try:
-            return model.model_validate_json(json.dumps(table))
-        except ValidationError as error:
-            kinds: dict[Key, str] = {}
-            for item in error.errors(include_url=False):
-                # Union members and array items add to the location; the recipe's key is where the model ends.
-                kinds.setdefault(_depth(model, item["loc"]), item["type"])
-            for at, kind in kinds.items():
-                self.problem((*key, *at), _message(model, at, kind, table))
+    def table(self, name: str, model: type[AnyTable]) -> AnyTable | None:
+        """One of the tables that name no component."""
+        key: Key = (name,)
+        if name not in self.data:
+            self.problem(key, f"missing; add [{name}]")
             return None
+        value = self.data[name]
+        return self.validate(model, value, key) if self.is_table(value, key, f"[{name}]") else None
 
-    def cross_check(self, parts: dict[str, list[Part]], plain: Plain) -> None:
+    def is_table(self, value: Any, key: Key, header: str) -> bool:
+        if not isinstance(value, dict):
+            self.mismatch(key, f"expected a table, found {_shown(value)}; write {header}")
+        return isinstance(value, dict)
+
+    def validate(
+        self,
+        model: type[AnyTable],
+        table: dict[str, Any],
+        key: Key,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        component: Component | None = None,
+    ) -> AnyTable | None:
+        """The checked table, or None where there is something wrong with it."""
+        try:
+            return model.model_validate_json(json.dumps({**defaults, **table}, default=str))
+        except ValidationError as error:
+            # A location goes on into union members and array items; the first of each key is enough.
+            kinds: dict[str, str] = {}
+            for item in error.errors(include_url=False):
+                name, *inside = item["loc"]
+                kinds.setdefault(str(name), "wrong" if inside else item["type"])
+        fields = {info.alias or name: info for name, info in model.model_fields.items()}
+        misspelt = {nearest(name, fields) for name, kind in kinds.items() if kind == "extra_forbidden"}
+        for name, kind in kinds.items():
+            at = (*key, name)
+            if kind == "extra_forbidden":
+                self.problem(at, self.unknown(name, fields, str(key[0])))
+            elif kind == "missing":
+                if name not in misspelt:
+                    self.problem(at, f"missing; expected {_expected(fields[name])}")
+            elif name in table:
+                near = nearest(table[name], choices(fields[name].annotation)) if isinstance(table[name], str) else None
+                remedy = f"; did you mean {_shown(near)}?" if near else ""
+                self.mismatch(at, f"expected {_expected(fields[name])}, found {_shown(table[name])}{remedy}")
+            else:
+                assert component is not None
+                expected, found = _expected(fields[name]), _shown(defaults[name])
+                message = f"the default of '{name}' breaks its own type: expected {expected}, found {found}"
+                self.problems.append((0, Problem(component.source, message)))
+        return None
+
+    def cross_check(self, parts: Mapping[str, Part], train: Train | None, stopping: EarlyStopping | None) -> None:
         """What only shows when several keys are seen together."""
-        architecture = parts["model"][0]
-        model, train = architecture.settings, plain.train
-        if not architecture.component.backbone:
-            none = f"'{architecture.name}' has no encoder that is set apart"
-            if model.weights in ("imagenet",):
+        model, data, optimizer = parts.get("model"), parts.get("data"), parts.get("optimizer")
+        if model and not model.component.backbone:
+            none = f"'{model.name}' has no encoder that is set apart"
+            if model.settings.weights == "imagenet":
                 self.problem(("model", "weights"), f'"imagenet" is for an encoder, and {none}; use "none" or a file')
-            if train.freeze_encoder:
+            if train and train.freeze_encoder:
                 self.problem(("train", "freeze_encoder"), f"{none}; leave the key out")
-            if parts["optimizer"][0].settings.encoder_lr != 1:
+            if optimizer and optimizer.settings.encoder_lr != 1:
                 self.problem(("optimizer", "encoder_lr"), f"{none}; leave the key out")
-        if train.unfreeze_after is not None and not train.freeze_encoder:
-            self.problem(("train", "unfreeze_after"), "has no effect without train.freeze_encoder = true")
-        if train.unfreeze_after is not None and train.unfreeze_after >= train.epochs:
-            self.problem(("train", "unfreeze_after"), f"expected less than train.epochs = {train.epochs}, found {train.unfreeze_after}")
-        if model.weights not in ("none", "imagenet"):
-            file = locate(model.weights, self.path)
-            if not file.is_file():
-                known = 'expected "none", "imagenet" or a file'
-                self.problem(("model", "weights"), f"{known}, and there is no file {file}")
-        if plain.early_stopping and parts["data"][0].settings.train == parts["data"][0].settings.val:
+        if train and train.unfreeze_after is not None:
+            if not train.freeze_encoder:
+                self.problem(("train", "unfreeze_after"), "has no effect without train.freeze_encoder = true")
+            self.below_epochs(("train", "unfreeze_after"), train.unfreeze_after, train)
+        if train and "schedule" in parts:
+            self.below_epochs(("schedule", "warmup_epochs"), parts["schedule"].settings.warmup_epochs, train)
+        if data and stopping and data.settings.train == data.settings.val:
             self.problem(("data", "val"), "early stopping needs another split to validate on than data.train")
-        warmup = parts["schedule"][0].settings.warmup_epochs
-        if warmup >= train.epochs:
-            self.problem(("schedule", "warmup_epochs"), f"expected less than train.epochs = {train.epochs}, found {warmup:g}")
+
+    def below_epochs(self, key: Key, value: float, train: Train) -> None:
+        if value >= train.epochs:
+            self.problem(key, f"expected less than train.epochs = {train.epochs}, found {value:g}")
+
+    def look_for(self, weights: str) -> None:
+        file = locate(weights, self.path)
+        if weights not in ("none", "imagenet") and not os.path.isfile(file):
+            near = nearest(weights, ("none", "imagenet"))
+            remedy = f"; did you mean '{near}'?" if near else ""
+            known = 'expected "none", "imagenet" or a file'
+            self.problem(("model", "weights"), f"{known}, and there is no file {file}{remedy}")
+
+    def unknown(self, name: str, known: Iterable[str], table: str = "") -> str:
+        """What to say of a key that a table has not: its right spelling, or the table that it belongs in."""
+        near = nearest(name, known, cutoff=0.8)
+        if near is None:
+            for place in PLACES:
+                keys = {*place.core.model_fields, *(p.name for c in self.named(place) for p in c.parameters)} - {"name"}
+                if name in keys and place.table != table:
+                    return f"unknown key here; it belongs in {place.header}"
+            for other, model in TABLES.items():
+                if name in model.model_fields and other != table:
+                    return f"unknown key here; it belongs in [{other}]"
+        return f"unknown {'key' if table else 'key or table'}{did_you_mean(name, known)}"
+
+    def named(self, place: Place) -> list[Component]:
+        """The components that the recipe names in a table, or its default."""
+        tables = self.data.get(place.table, {"name": place.default})
+        names = [t.get("name") for t in (tables if isinstance(tables, list) else [tables]) if isinstance(t, dict)]
+        found = [self.registry.find(place.kind, name) for name in names if isinstance(name, str)]
+        return [component for component in found if component is not None]
+
+    def mismatch(self, key: Key, message: str) -> None:
+        """A problem with a value; said once where the value has been found to be foreign already."""
+        if not any(key[: len(f)] == f or f[: len(key)] == key for f in self.foreign):
+            self.problem(key, message)
 
     def problem(self, key: Key, message: str) -> None:
-        for length in range(len(key), 0, -1):
-            override = self.set_keys.get(key[:length])
-            if override is not None:
-                self.problems.append((0, Problem(f"--set {override}", f"{_name(key)}: {message}")))
-                return
-        line = next((self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), 1)
-        self.problems.append((line, Problem(f"{self.path}:{line}", f"{_name(key)}: {message}")))
-
-    def error(self) -> UsageError:
-        return UsageError(*(problem for _, problem in sorted(self.problems, key=lambda item: item[0])))
-
-
-def _name(key: Key) -> str:
-    """A key as a user writes it with --set: `augmentation.0.size`."""
-    return ".".join(map(str, key))
-
-
-def _depth(model: type[BaseModel], location: tuple[str | int, ...]) -> Key:
-    """The part of a pydantic error's location that is a recipe key: through nested tables, not into a value."""
-    key: Key = ()
-    at: Any = model
-    for part in location:
-        if not (isinstance(at, type) and issubclass(at, BaseModel)):
-            break
-        key = (*key, part)
-        info = at.model_fields.get(str(part))
-        at = _table_type(info.annotation) if info else None
-    return key
+        """Notes a problem at the flag or the line that gave the key, else that of its table."""
+        where, line = self.where, 0
+        prefixes = [key[:n] for n in range(len(key), 0, -1)]
+        given = next((self.flags[prefix] for prefix in prefixes if prefix in self.flags), None)
+        for prefix in prefixes:
+            if given or prefix in self.lines:
+                break
+            given = next((text for flagged, text in self.flags.items() if flagged[: len(prefix)] == prefix), None)
+        if given:
+            where = given
+        elif prefix in self.lines:
+            line = self.lines[prefix]
+            where += f":{line}"
+        # As a user writes a key with --set: augmentation.0.size
+        self.problems.append((line, Problem(where, f"{'.'.join(map(str, key))}: {message}")))
 
 
-def _table_type(annotation: Any) -> Any:
-    """The table in an annotation such as `EarlyStopping | None`, or None."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _expected(info: FieldInfo) -> str:
+    return describe_type(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation)
 
 
-def _message(model: type[BaseModel], key: Key, kind: str, table: dict[str, Any]) -> str:
-    """What is wrong with one key of a table, in one sentence."""
-    at: Any = model
-    found: Any = table
-    for part in key[:-1]:
-        at = _table_type(at.model_fields[str(part)].annotation)
-        found = found[part]
-    if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(key[-1]), at.model_fields)}"
-    if kind == "missing":
-        return "missing, and has no default"
-    info = at.model_fields[str(key[-1])]
-    expected = describe_type(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation)
-    return f"expected {expected}, found {json.dumps(found[key[-1]], ensure_ascii=False)}"
+def _shown(value: Any) -> str:
+    return shorten(write_value(value))
 
 
 def _plain(part: Part) -> dict[str, Any]:
@@ -331,7 +408,7 @@ def _plain(part: Part) -> dict[str, Any]:
 
 
 def _keys(data: Any, key: Key = ()) -> list[Key]:
-    """The key of every value that is not a table, at the depth the recipe's schema ends."""
+    """The key of every value that is no table and no array of tables."""
     if isinstance(data, dict):
         return [found for k, v in data.items() for found in _keys(v, (*key, k))]
     if isinstance(data, list) and data and all(isinstance(v, dict) for v in data):

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from vocseg.errors import Problem, UsageError
+from vocseg.recipe.describe import split_doc
 from vocseg.registry import Component
 
 Metric = Literal["train_loss", "val_loss", "miou", "pixel_accuracy"]
@@ -124,6 +126,10 @@ class Place:
     many: bool = False
     default: str | None = None  # the component when the recipe leaves the table out; None: it must be there
 
+    @property
+    def header(self) -> str:
+        return f"[[{self.table}]]" if self.many else f"[{self.table}]"
+
 
 PLACES = (
     Place("model", "architecture", Model),
@@ -136,19 +142,41 @@ PLACES = (
 )
 
 
-class Plain(Table):
-    """The keys and tables of a recipe that name no component."""
+class Top(Table):
+    """The keys that stand before any table."""
 
     description: Annotated[str, Field(description="what the experiment is, in a sentence or more")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Plain(Top):
+    """What a recipe holds besides the tables that name components."""
+
     train: Train
     evaluate: Evaluate = Evaluate()
     early_stopping: EarlyStopping | None = None
 
 
+TABLES: dict[str, type[Table]] = {"train": Train, "evaluate": Evaluate, "early_stopping": EarlyStopping}
+
+
 def table_model(place: Place, component: Component) -> type[Named]:
-    """The pydantic model of a table that names this component: the core's keys and its own parameters."""
+    """The pydantic model of a table that names this component: the core's keys and its own parameters.
+
+    A parameter is the field `parameter_<name>` with its name as alias, so that none clashes with pydantic's own.
+
+    Raises:
+        UsageError: pydantic cannot check one of the parameters' types.
+    """
+    said = split_doc(component.doc)[1]
     fields: Any = {
-        p.name: (p.annotation, Field(...) if p.required else Field(p.default)) for p in component.parameters
+        f"parameter_{p.name}": (p.annotation, Field(p.default, alias=p.name, description=said.get(p.name)))
+        for p in component.parameters
     }
-    return create_model(f"{place.table}_{component.name}", __base__=place.core, __doc__=component.summary, **fields)
+    try:
+        return create_model(f"{place.table}_{component.name}", __base__=place.core, __doc__=component.summary, **fields)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            Problem(component.source, f"the parameters of {place.kind} '{component.name}' cannot be checked: {reason}")
+        ) from error

@@ -1,75 +1,102 @@
 """TOML in and out: parsing behind a fence, the line of every key, `--set` overrides, and writing."""
 
 import json
+import math
 import re
 import tomllib
-from datetime import date, datetime, time
+from datetime import date, time
 from typing import Any
 
 from vocseg.errors import Problem, UsageError
 
 MAX_BYTES = 64 * 1024
-MAX_NESTING = 64  # dots or brackets on one line; more makes tomllib take seconds and gigabytes, or recurse too deep
+MAX_DEPTH = 64
+"""Parts of a dotted key, or levels of nesting. 20,000 parts in 40 kB take tomllib 4 seconds and 1.5 GB."""
 
 Key = tuple[str | int, ...]
 
+_STRING = r'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\''
+_TOKEN = re.compile(rf'"""(?:\\.|[^\\])*?"{{3,5}}|\'\'\'.*?\'{{3,5}}|{_STRING}|#[^\n]*', re.DOTALL)
+_KEY = rf"(?:[\w-]+|{_STRING})(?:\s*\.\s*(?:[\w-]+|{_STRING}))*"
+
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
-    """Parses a recipe's text.
+    """Parses a recipe's text, which may begin with a byte order mark.
 
     Raises:
         UsageError: too large, not UTF-8, nested too deep, or not TOML; the message names file and line.
     """
     if len(text) > MAX_BYTES:
-        raise UsageError(Problem(where, f"{len(text):,} bytes, where a recipe has at most {MAX_BYTES:,}"))
+        raise UsageError(Problem(where, f"expected a recipe of at most {MAX_BYTES:,} bytes, found more"))
     try:
-        decoded = text.decode()
+        decoded = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
         raise UsageError(Problem(f"{where}:{line}", "not UTF-8 text; save the recipe as UTF-8")) from None
-    for number, line in enumerate(decoded.splitlines(), 1):
-        if max(line.count("."), line.count("["), line.count("{")) > MAX_NESTING:
-            raise UsageError(Problem(f"{where}:{number}", f"more than {MAX_NESTING} dots or brackets on one line"))
+    for line, content in enumerate(decoded.split("\n"), 1):
+        key = re.split(r"[=,#]", re.sub(_STRING, "", content), maxsplit=1)[0]
+        if key.count(".") >= MAX_DEPTH:
+            raise UsageError(Problem(f"{where}:{line}", f"a key of more than {MAX_DEPTH} parts"))
     try:
-        return tomllib.loads(decoded)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        found = re.search(r"\s*\(at line (\d+), column \d+\)|\s*\(at end of document\)", str(error))
-        line = int(found[1]) if found and found[1] else decoded.count("\n") + 1
-        message = str(error)[: found.start()] if found else str(error)
+        data = tomllib.loads(decoded)
+    except tomllib.TOMLDecodeError as error:
+        message, _, place = str(error).partition(" (at ")
+        found = re.match(r"line (\d+)", place)
+        line = int(found[1]) if found else decoded.rstrip().count("\n") + 1
         raise UsageError(Problem(f"{where}:{line}", f"not TOML: {message[:1].lower()}{message[1:]}")) from None
+    except RecursionError:
+        raise UsageError(Problem(where, f"nested deeper than {MAX_DEPTH} levels")) from None
+    except ValueError:  # Python turns at most 4,300 digits into a number
+        raise UsageError(Problem(where, "not TOML: a number with thousands of digits")) from None
+    if _depth(data) > MAX_DEPTH:
+        raise UsageError(Problem(where, f"nested deeper than {MAX_DEPTH} levels"))
+    return data
+
+
+def _depth(data: Any) -> int:
+    level, depth = [data], 0
+    while level := [v for d in level if isinstance(d, dict | list) for v in (d.values() if isinstance(d, dict) else d)]:
+        depth += 1
+    return depth
 
 
 def key_lines(text: str) -> dict[Key, int]:
-    """The line of each table header and key, counted from 1. Best effort: a key it misses has its table's line."""
+    """The line of each table header and key, counted from 1. Keys within an inline table have the line of its key."""
     lines: dict[Key, int] = {}
-    arrays: dict[str, int] = {}
+    arrays: dict[Key, int] = {}
     table: Key = ()
-    depth, fence = 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if fence:  # inside a multi-line string
-            fence = "" if fence in line else fence
-            continue
-        if depth == 0:
-            if header := re.match(r"\s*(\[\[?)\s*([^\]#]+?)\s*\]", line):
-                names = _dotted(header[2])
-                if header[1] == "[[":
-                    arrays[header[2]] = arrays.get(header[2], -1) + 1
-                    names += (arrays[header[2]],)
-                table = names
+    depth = 0
+    for number, line in enumerate(_TOKEN.sub(_blank, text).split("\n"), 1):
+        header = re.match(rf"\s*(\[\[?)\s*({_KEY})\s*\]", line) if depth == 0 else None
+        key = re.match(rf"\s*({_KEY})\s*=", line) if depth == 0 else None
+        if header:
+            table = ()
+            names = _parts(header[2])
+            for i, name in enumerate(names, 1):
+                table = (*table, name)
                 lines.setdefault(table, number)
-                continue
-            if key := re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line):
-                lines.setdefault(table + _dotted(key[1]), number)
-        bare = re.sub(r'"(?:\\.|[^"\\])*"|' + r"'[^']*'|#.*", "", line.replace('""""""', ""))
-        for quotes in ('"""', "'''"):
-            if line.count(quotes) % 2:
-                fence = quotes
-        depth = max(0, depth + bare.count("[") + bare.count("{") - bare.count("]") - bare.count("}"))
+                if header[1] == "[[" and i == len(names):
+                    arrays[table] = arrays.get(table, -1) + 1
+                if table in arrays:  # [[a]] then [a.b]: b is a key of the last a
+                    table = (*table, arrays[table])
+            lines.setdefault(table, number)
+        elif key:
+            names = _parts(key[1])
+            for i in range(len(names)):
+                lines.setdefault((*table, *names[: i + 1]), number)
+        depth += len(re.findall(r"[\[{]", line)) - len(re.findall(r"[\]}]", line))
     return lines
 
 
-def _dotted(text: str) -> Key:
-    return tuple(part.strip().strip("\"'") for part in text.split("."))
+def _blank(token: re.Match[str]) -> str:
+    """Takes out what could be mistaken for brackets and keys, and no line break."""
+    if token[0].startswith(('"""', "'''")):
+        return "\n" * token[0].count("\n")
+    return "" if token[0].startswith("#") else re.sub(r"[][{}#=]", "_", token[0])
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in re.findall(rf"[\w-]+|{_STRING}", dotted))
 
 
 def apply_override(data: dict[str, Any], override: str) -> Key:
@@ -80,44 +107,71 @@ def apply_override(data: dict[str, Any], override: str) -> Key:
     into an array of tables.
 
     Raises:
-        UsageError: there is no `=`, the value is not TOML, or the key leads through something else than a table.
+        UsageError: there is no `=`, the value is not TOML, or the key leads through something else than a table;
+            `data` is as it was.
     """
-    where = f"--set {override}"
+    where = flag(override)
     name, equals, text = override.partition("=")
     name, text = name.strip(), text.strip()
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+){0,8}", name):
+    if not equals or not re.fullmatch(r"(?!\d)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,8}", name):
         raise UsageError(Problem(where, "expected key=value, as in --set train.epochs=5"))
     try:
-        value = parse(f"value = {text}".encode(), where)["value"]
-    except UsageError:
-        if not text or text[0] in "[{\"'":
-            raise UsageError(Problem(where, f"{text!r} is not a TOML value")) from None
+        (value,) = parse(f"value = {text}".encode(), where).values()
+    except (UsageError, ValueError):  # ValueError: a line break, and more keys after it
+        if not text or text[0] in "[{\"'" or "\n" in text:
+            found = f"{text!r} is not a TOML value" if text else "no value"
+            raise UsageError(Problem(where, f"expected key=value, as in --set train.epochs=5; {found}")) from None
         value = text
-    key: Key = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    key: Key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
     at: Any = data
     for i, part in enumerate(key):
-        last = i == len(key) - 1
-        if isinstance(part, int):
-            if not isinstance(at, list) or not 0 <= part < len(at):
-                count = f"{len(at)} entries" if isinstance(at, list) else "no array"
-                raise UsageError(Problem(where, f"there is no '{'.'.join(map(str, key[: i + 1]))}': {count} there"))
+        here = f"'{'.'.join(map(str, key[:i]))}'"
+        problem = ""
+        if isinstance(at, list):
+            if not isinstance(part, int) or part >= len(at):
+                size = f"an array of {len(at)}; give an index from 0 to {len(at) - 1}" if at else "an empty array"
+                problem = f"{here} is {size}"
         elif not isinstance(at, dict):
-            kind = "an array; give an index" if isinstance(at, list) else "no table"
-            raise UsageError(Problem(where, f"'{'.'.join(map(str, key[:i]))}' is {kind}"))
-        if last:
+            problem = f"{here} is neither a table nor an array"
+        elif isinstance(part, int):
+            problem = f"{here} is a table, and {part} an index"
+        elif part not in at and any(isinstance(later, int) for later in key[i:]):
+            problem = f"the recipe gives no array '{part}'"
+        if problem:
+            raise UsageError(Problem(where, problem))
+        if i == len(key) - 1:
             at[part] = value
+        elif isinstance(at, dict):
+            at = at.setdefault(part, {})
         else:
-            at = at[part] if isinstance(part, int) else at.setdefault(part, {})
+            at = at[part]
     return key
 
 
-def foreign_values(data: Any, key: Key = ()) -> list[tuple[Key, str]]:
-    """Values that TOML has and recipes have not: dates and times. Each with its key."""
-    if isinstance(data, dict):
-        return [found for k, v in data.items() for found in foreign_values(v, (*key, k))]
-    if isinstance(data, list):
-        return [found for i, v in enumerate(data) for found in foreign_values(v, (*key, i))]
-    return [(key, f"{data} is a date or time, which no recipe key takes")] if isinstance(data, date | datetime | time) else []
+def flag(override: str) -> str:
+    """How an override is named in an error: short enough for a line."""
+    return f"--set {shorten(' '.join(override.split()))}"
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def without_foreign(data: Any, key: Key = ()) -> tuple[Any, list[tuple[Key, str]]]:
+    """`data` with None for every value that TOML has and recipes have not, and what each of them is."""
+    if isinstance(data, dict | list):
+        items = list(data.items() if isinstance(data, dict) else enumerate(data))
+        cleaned = [without_foreign(value, (*key, k)) for k, value in items]
+        values = [value for value, _ in cleaned]
+        clean = dict(zip(data, values, strict=True)) if isinstance(data, dict) else values
+        return clean, [problem for _, problems in cleaned for problem in problems]
+    if isinstance(data, date | time):
+        return None, [(key, f"{data} is a date or time, which no recipe key takes; quote it if it is text")]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None, [(key, f"expected a finite number, found {data}")]
+    if isinstance(data, int) and not -(2**63) <= data < 2**63:
+        return None, [(key, "expected a whole number of at most 64 bits, found a larger one")]
+    return data, []
 
 
 def write_value(value: Any) -> str:
@@ -134,4 +188,4 @@ def write_value(value: Any) -> str:
 
 
 def write_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else write_value(key)

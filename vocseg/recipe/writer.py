@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from vocseg.recipe.reader import Recipe
 from vocseg.recipe.schema import PLACES, Plain, table_model
 from vocseg.recipe.toml import Key, write_key, write_value
@@ -37,21 +35,24 @@ def write_resolved(recipe: Recipe) -> str:
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe over these components, for editors and CI."""
+    """JSON Schema (draft 2020-12) of a recipe over these components, for editors and CI.
+
+    Raises:
+        UsageError: a component has a parameter of a type that cannot be checked.
+    """
     schema = Plain.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     for place in PLACES:
         options = []
-        for name in registry.names(place.kind):
-            component = registry.get(place.kind, name)
-            table = TypeAdapter(table_model(place, component)).json_schema()
-            definitions.update(table.pop("$defs", {}))
-            table["properties"]["name"] = {"const": name, "description": component.summary}
-            if "name" not in table.get("required", []):
-                table["required"] = ["name", *table.get("required", [])]
-            definitions[f"{place.table}_{name}"] = table
-            options.append({"$ref": f"#/$defs/{place.table}_{name}"})
+        for component in registry:
+            if component.kind != place.kind:
+                continue
+            table = table_model(place, component).model_json_schema()
+            definitions |= table.pop("$defs", {})
+            table["properties"]["name"] = {"const": component.name, "description": component.summary}
+            definitions[f"{place.table}_{component.name}"] = table
+            options.append({"$ref": f"#/$defs/{place.table}_{component.name}"})
         one: dict[str, Any] = {"oneOf": options, "description": place.core.__doc__}
         schema["properties"][place.table] = {"type": "array", "items": one} if place.many else one
-    schema["required"] = ["model", "data", "train"]
+    schema["required"] = [*(place.table for place in PLACES if place.default is None), "train"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "vocseg recipe"}

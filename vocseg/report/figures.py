@@ -160,29 +160,29 @@ def _iou_bars(iou: Mapping[str, float | None], miou: float | None, interval: tup
     pitch, size = (0.17, 7.0) if rows <= 30 else (0.125, 5.5)
     width = COLUMN_WIDTH if columns == 1 else max(FULL_WIDTH, 2.3 * columns)
     figure = new_figure(width, rows * pitch + 0.75)
-    panels = figure.subplots(1, columns, squeeze=False, gridspec_kw={"wspace": 0.15})[0]
+    panels = figure.subplots(1, columns, squeeze=False, gridspec_kw={"wspace": 0.08})[0]
     for column, axes in enumerate(panels):
         part = names[column * rows : (column + 1) * rows]
-        if miou is not None and math.isfinite(miou):
-            if interval is not None:
-                axes.axvspan(*interval, color=ORANGE, alpha=0.18, linewidth=0, zorder=0)
-            axes.axvline(miou, color=ORANGE, linewidth=1.0, zorder=3)
+        axes.barh(range(len(part)), [scored.get(name, 0) for name in part], height=0.72, color=BLUE, zorder=2)
         for y, name in enumerate(part):
-            value, colour = ("absent", GREY) if name not in scored else (f"{scored[name]:.2f}", "black")
-            axes.barh(y, scored.get(name, 0), height=0.72, color=BLUE, zorder=2)
+            value, colour = (f"{scored[name]:.2f}", "black") if name in scored else ("absent", GREY)
             axes.text(1.13, y, value, ha="right", va="center_baseline", fontsize=size, color=colour)
         axes.set_yticks(range(len(part)), [label(name, 24) for name in part], fontsize=size)
         axes.set_ylim(rows - 0.4, -0.6)
         axes.set_xlim(0, 1.14)
-        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1] if columns == 1 else [0, 0.5, 1])
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         axes.set_xlabel("IoU")
     if miou is not None and math.isfinite(miou):
-        text = f"mIoU {miou:.3f}"
-        if interval is not None:
-            text += f" (95 % interval {interval[0]:.3f}\N{EN DASH}{interval[1]:.3f})"
-        figure.suptitle(text, color=ORANGE, fontsize=8)
+        title = f"mIoU {miou:.3f}"
+        for axes in panels:
+            axes.axvline(miou, color=ORANGE, linewidth=1.0, zorder=3)
+        if interval is not None and all(map(math.isfinite, interval)):
+            title += f" (95 % interval {interval[0]:.3f}\N{EN DASH}{interval[1]:.3f})"
+            for axes in panels:
+                axes.axvspan(*interval, color=ORANGE, alpha=0.18, linewidth=0, zorder=0)
+        figure.suptitle(title, color=ORANGE, fontsize=8)
     return figure
 
 

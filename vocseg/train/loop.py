@@ -71,6 +71,11 @@ class Training:
         return steps_per_epoch(len(self.batches), self.accumulate)
 
     @property
+    def last_lr(self) -> float:
+        """The learning rate of the step before, of the parameters that have no factor of their own."""
+        return self.base_lrs[0] * self.schedule(self.epoch * self.steps_per_epoch + max(self.step - 1, 0))
+
+    @property
     def out_of_time(self) -> bool:
         return self.limit_seconds is not None and self.seconds >= self.limit_seconds
 
@@ -165,14 +170,12 @@ def train(
         set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
         images_before, seconds_before = t.images, t.seconds_training
         clock = time.perf_counter()
-        lr = 0.0
         batches = t.batches.epoch(t.epoch, skip=t.step * t.accumulate)
         while t.step < t.steps_per_epoch and not t.out_of_time:
             global_step = t.epoch * t.steps_per_epoch + t.step
             factor = t.schedule(global_step)
             for group, base in zip(t.optimizer.param_groups, t.base_lrs, strict=True):
                 group["lr"] = base * factor
-            lr = t.base_lrs[0] * factor
             # Dropout draws from torch's generator: seeding each step makes it a function of the step.
             torch.manual_seed((t.seed << 31) + global_step)
             loss, seen = _optimizer_step(t, forward, batches)
@@ -181,7 +184,7 @@ def train(
             t.images += seen
             t.seconds += (elapsed := time.perf_counter() - clock)
             t.seconds_training += elapsed
-            yield Step(t.epoch, t.step, loss, lr, seen)
+            yield Step(t.epoch, t.step, loss, t.last_lr, seen)
             clock = time.perf_counter()
         batches.close()
         train_loss = float(t.loss_sum) / max(t.step, 1)
@@ -198,6 +201,7 @@ def train(
             evaluation = yield from validate(t.scored_network)
             figures = scores(evaluation.matrix)
             val_loss, miou, accuracy = evaluation.loss, figures.miou, figures.pixel_accuracy
+        lr = t.last_lr
         t.seconds += time.perf_counter() - clock
         t.epoch, t.step = done, 0
         t.loss_sum = torch.zeros_like(t.loss_sum)
