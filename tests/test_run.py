@@ -224,7 +224,9 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(project):
     torch.manual_seed(3)
     trained = load_file(finished.run / "model.safetensors")
     assert torch.equal(trained["encoder.1.running_mean"], torch.zeros(8))
-    thawed = run(project, "train.freeze_encoder=true", "train.unfreeze_after=1", "train.ema=0.0", "evaluate.metric=last")
+    thawed = run(
+        project, "train.freeze_encoder=true", "train.unfreeze_after=1", "train.ema=0.0", "evaluate.metric=last"
+    )
     late = load_file(thawed.run / "model.safetensors")
     assert not torch.equal(late["encoder.1.running_mean"], torch.zeros(8))
     assert not torch.equal(late["encoder.0.weight"], trained["encoder.0.weight"])

@@ -1,6 +1,7 @@
 """The command line. Each command is a file here that imports what it needs when it is called."""
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -58,6 +59,9 @@ def main() -> None:
     """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
     from vocseg.errors import VocsegError
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that cannot show a letter is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

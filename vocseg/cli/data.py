@@ -11,6 +11,7 @@ import click
 from vocseg.cli import options
 
 if TYPE_CHECKING:
+    from vocseg.recipe.reader import Recipe
     from vocseg.data.dataset import Dataset
     from vocseg.data.stats import Stats
 
@@ -141,6 +142,25 @@ def stats(
         )
     else:
         _print_table(counted)
+
+
+def fetch_for(recipe: "Recipe") -> None:
+    """Fetches what a recipe trains and scores on (`vocseg run --fetch`); does nothing where it is there.
+
+    Raises:
+        UsageError: the recipe's data set is none that can be fetched.
+    """
+    from vocseg.data.fetch import FETCHABLE, fetch
+    from vocseg.errors import Problem, UsageError
+
+    data = recipe.data
+    name = f"{data.name}{data.params.get('year', '')}"
+    if name not in FETCHABLE:
+        known = ", ".join(FETCHABLE)
+        raise UsageError(Problem("--fetch", f"the recipe's data set '{name}' cannot be fetched; known: {known}"))
+    augmented = "trainaug" in (data.settings.train, data.settings.val)
+    with _progress("downloading", in_bytes=True) as (progress, say):
+        fetch("sbd" if augmented else name, Path(data.settings.root), progress, say=say)
 
 
 def _open(

@@ -1,15 +1,20 @@
 """`vocseg list`: all components, those of one kind, or one with its parameters."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
-from vocseg.errors import UsageError, did_you_mean
+from vocseg.errors import UsageError, did_you_mean, shown_path
 from vocseg.plugins import discover
-from vocseg.registry import KINDS, Component, Registry
+from vocseg.registry import KINDS, BrokenPlugin, Component
+
+BROKEN = "broken"
+"""Stands for the kind of what could not be read or, with --load, imported."""
 
 
 @click.command("list")
@@ -20,101 +25,123 @@ from vocseg.registry import KINDS, Component, Registry
 def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -> None:
     """List components: all, those of one KIND, or one NAME with its parameters, docstring and file.
 
+    \b
     Kinds: architecture, loss, augmentation, optimizer, schedule, initializer, dataset.
+
     Plugins are read, not run: a file that cannot be read is a row with its reason.
     """
     registry = discover(project=Path.cwd(), plugins=plugins)
     named = [c for c in registry if c.name == what]
     if what is None or what in KINDS:
-        shown = [c for c in registry if what is None or c.kind == what]
-        rows = [_row(c, load) for c in shown]
-        broken = [
-            {"kind": "broken", "name": Path(b.file).name, "summary": b.reason, "source": b.file}
-            for b in registry.broken
-        ]
+        rows = [_row(c, load) for c in registry if what in (None, c.kind)]
+        rows += [_broken_row(b) for b in registry.broken]
         if as_json:
-            click.echo(json.dumps([*rows, *broken], indent=2, ensure_ascii=False))
-        else:
-            _print_table([*rows, *broken], registry)
+            click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        elif sys.stdout.isatty():
+            _print_table(rows, {c.source for c in registry if c.origin not in ("vocseg", "bundled")})
+        else:  # one line a component, whatever the width, for grep and cut
+            for row in rows:
+                click.echo("\t".join([row["kind"], row["name"], row["summary"], shown_path(row["source"])]))
+    elif named and as_json:
+        click.echo(json.dumps([_details(c) for c in named], indent=2, ensure_ascii=False))
     elif named:
-        if as_json:
-            click.echo(json.dumps([_details(c) for c in named], indent=2, ensure_ascii=False))
-        else:
-            for component in named:
-                _print_component(component)
+        for component in named:
+            _print_component(component)
     else:
-        raise UsageError(
-            f"no kind or component is named '{what}'{did_you_mean(what, [*KINDS, *(c.name for c in registry)])}"
-        )
+        known = did_you_mean(what, [*KINDS, *(c.name for c in registry)])
+        notes = [f"note: {shown_path(b.file)} could not be read: {b.reason}" for b in registry.broken]
+        raise UsageError(f"no kind or component is named '{what}'{known}", *notes)
 
 
 def _row(component: Component, load: bool) -> dict[str, str]:
-    summary, kind = component.summary, component.kind
+    kind, summary = component.kind, component.summary
     if load:
         try:
-            component.load()
+            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no row
+                component.load()
         except UsageError as error:
-            kind, summary = "broken", str(error)
+            kind, summary = BROKEN, error.problems[0].message
     return {"kind": kind, "name": component.name, "summary": summary, "source": component.source}
 
 
+def _broken_row(plugin: BrokenPlugin) -> dict[str, str]:
+    return {"kind": BROKEN, "name": Path(plugin.file).name, "summary": plugin.reason, "source": plugin.file}
+
+
 def _details(component: Component) -> dict[str, object]:
+    from vocseg.recipe.describe import describe_type, split_doc
+
+    said = split_doc(component.doc)[1]
     parameters = [
-        {"name": p.name, "type": p.text, "required": p.required, "default": None if p.required else p.default}
+        {
+            "name": p.name,
+            "required": p.required,
+            "default": None if p.required else p.default,
+            "values": describe_type(p.annotation),
+            "description": said.get(p.name, ""),
+        }
         for p in component.parameters
     ]
     return {**_row(component, load=False), "doc": component.doc, "parameters": parameters}
 
 
-def _print_table(rows: Sequence[dict[str, str]], registry: Registry) -> None:
+def _print_table(rows: Sequence[dict[str, str]], foreign: set[str]) -> None:
+    """A block of names with summaries for each kind; what came neither with vocseg nor in its wheel has its file."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("kind", "name", "summary"):
-        table.add_column(name, no_wrap=name != "summary")
-    origins = {c.source: c.origin for c in registry}
-    last = ""
-    for row in rows:
-        broken = row["kind"] == "broken"
-        origin = origins.get(row["source"], "")
-        note = "" if origin in ("vocseg", "bundled", "") else f"  ({origin})"
-        kind = row["kind"] if row["kind"] != last else ""
-        last = row["kind"]
-        style = "red" if broken else ""
-        summary = (
-            f"{row['source']}: {row['summary']}" if broken and row["source"] not in row["summary"] else row["summary"]
-        )
-        table.add_row(
-            Text(kind, "red" if broken else "dim"), Text(row["name"], style or "bold"), Text(summary + note, style)
-        )
-    if console.is_terminal:
-        console.print(table)
-    else:  # one line a component, whatever the width, for grep and awk
-        for row in rows:
-            click.echo(f"{row['kind']}\t{row['name']}\t{row['summary']}\t{row['source']}")
+    console = Console(highlight=False)
+    width = max((len(row["name"]) for row in rows), default=0)
+    for kind in (*KINDS, BROKEN):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            continue
+        console.print(Text(kind, "bold red" if kind == BROKEN else "bold"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(width=width, no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in of_kind:
+            summary = Text(row["summary"])
+            if kind == BROKEN or row["source"] in foreign:
+                summary.append(f"  {shown_path(row['source'])}", "dim")
+            table.add_row(Text(row["name"], "red" if kind == BROKEN else "cyan"), summary)
+        console.print(Padding(table, (0, 0, 0, 2)))
+    console.print(Text("\nvocseg list NAME shows one with its parameters.", "dim"))
 
 
 def _print_component(component: Component) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    from vocseg.recipe.describe import describe_type
+    from vocseg.recipe.describe import describe_type, split_doc
+    from vocseg.recipe.schema import PLACES
     from vocseg.recipe.toml import write_value
 
-    console = Console()
-    console.print(Text.assemble((component.name, "bold"), f"  {component.kind}", "\n"))
-    click.echo(component.doc)
+    console = Console(highlight=False)
+    place = next(place for place in PLACES if place.kind == component.kind)
+    shared = [key for key in place.core.model_fields if key != "name"]
+    text, said = split_doc(component.doc)
+    console.print(Text.assemble((component.name, "bold cyan"), f"  {component.kind}  ", (place.header, "dim")))
+    for paragraph in filter(None, text.split("\n\n")):
+        plain = not any(line.startswith((" ", "-", "*")) for line in paragraph.splitlines())
+        console.print()
+        console.print(Padding(Text(" ".join(paragraph.split()) if plain else paragraph), (0, 2)))
     if component.parameters:
-        table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-        for name in ("parameter", "default", "values"):
-            table.add_column(name)
+        console.print()
+        table = Table.grid(padding=(0, 2))
+        table.add_column(width=max(len(p.name) for p in component.parameters), no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
         for p in component.parameters:
             default = "required" if p.required else ("not set" if p.default is None else write_value(p.default))
-            table.add_row(Text(p.name, "bold"), Text(default), Text(describe_type(p.annotation)))
-        console.print()
-        console.print(table)
-    console.print(Text(f"\n{component.source}", "dim"))
+            values = Text(describe_type(p.annotation), "italic")
+            meaning = Text.assemble(values, "\n", said[p.name]) if p.name in said else values
+            table.add_row(Text(p.name, "cyan"), Text(default, "yellow" if p.required else ""), meaning)
+        console.print(Padding(table, (0, 2)))
+    if shared:
+        console.print(Padding(Text(f"Every {place.header} also takes {', '.join(shared)}.", "dim"), (1, 2, 0, 2)))
+    console.print(Text(f"\n  {shown_path(component.source)}", "dim"))

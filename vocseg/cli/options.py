@@ -8,7 +8,7 @@ import click
 FOLDER = click.Path(path_type=Path)
 
 plugins = click.option(
-    "--plugins", type=FOLDER, metavar="DIR", help="Plugin folder, in place of the one beside the recipe."
+    "--plugins", type=FOLDER, metavar="DIR", help="One more plugin folder, besides the one beside or above the recipe."
 )
 data = click.option(
     "--data", type=FOLDER, metavar="DIR", help="Folder of the data, before VOCSEG_DATA and the recipe's data.root."

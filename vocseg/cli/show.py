@@ -1,5 +1,6 @@
 """`vocseg show`: a recipe as it will be run."""
 
+import json
 from pathlib import Path
 
 import click
@@ -23,11 +24,9 @@ def command(
 
     read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
     if as_json:
-        import json
-
         click.echo(json.dumps(read.resolved, indent=2, ensure_ascii=False))
         return
     lines = list(resolved_lines(read))
     width = min(max((len(line) for line, default in lines if default), default=0), 48)
     for line, default in lines:
-        click.echo(f"{line:<{width}}  # default" if default else line)
+        click.echo(click.style(f"{line:<{width}}  # default", dim=True) if default else line)

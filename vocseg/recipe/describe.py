@@ -25,7 +25,8 @@ def describe_type(annotation: Any, *, many: bool = False) -> str:
     if origin is Literal:
         return _either([json.dumps(value, ensure_ascii=False) for value in arguments])
     if origin in (Union, UnionType):
-        return _either([describe_type(a, many=many) for a in arguments if a is not type(None)])
+        words = [describe_type(a, many=many) for a in arguments if a is not type(None)]
+        return ", or ".join(words) if any(" or " in word for word in words) else _either(words)
     if origin is tuple and len(set(arguments) - {...}) == 1:
         count = "" if ... in arguments else f"{len(arguments)} "
         return f"array{'s' * many} of {count}{describe_type(arguments[0], many=True)}"

@@ -243,8 +243,12 @@ class _Reading:
         name = table.get("name")
         component = self.registry.find(place.kind, name) if isinstance(name, str) else None
         if component is None:
-            # The component's own keys cannot be told from misspelt ones: check the core's only.
+            # Which parameters it has cannot be told, but a key that no component of its kind has is misspelt.
             core = {k: v for k, v in table.items() if k in place.core.model_fields}
+            any_kind = {p.name for c in self.registry if c.kind == place.kind for p in c.parameters}
+            for own in table.keys() - place.core.model_fields.keys() - any_kind:
+                message = self.unknown(own, [*place.core.model_fields, *any_kind], place.table)
+                self.problem((*key, own), message)
             self.validate(place.core, {**core, "name": "unknown"}, key)
             if isinstance(name, str):
                 self.problem((*key, "name"), self.registry.missing(place.kind, name))
@@ -292,7 +296,12 @@ class _Reading:
     ) -> AnyTable | None:
         """The checked table, or None where there is something wrong with it."""
         try:
-            return model.model_validate_json(json.dumps({**defaults, **table}, default=str))
+            return model.model_validate_json(json.dumps({**defaults, **table}, default=lambda value: None))
+        except TypeError as error:  # a bound that its type cannot have, such as a length for a number
+            assert component is not None
+            message = f"the parameters of {component.kind} '{component.name}' cannot be checked: {error}"
+            self.problems.append((0, Problem(component.source, message)))
+            return None
         except ValidationError as error:
             # A location goes on into union members and array items; the first of each key is enough.
             kinds: dict[str, str] = {}

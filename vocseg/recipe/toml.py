@@ -129,8 +129,7 @@ def apply_override(data: dict[str, Any], override: str) -> Key:
         problem = ""
         if isinstance(at, list):
             if not isinstance(part, int) or part >= len(at):
-                size = f"an array of {len(at)}; give an index from 0 to {len(at) - 1}" if at else "an empty array"
-                problem = f"{here} is {size}"
+                problem = f"{here} is an array of {len(at)}, counted from 0"
         elif not isinstance(at, dict):
             problem = f"{here} is neither a table nor an array"
         elif isinstance(part, int):

@@ -1,0 +1,123 @@
+"""`vocseg run` as a process: what it prints, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+RECIPE = """
+description = "A tiny run."
+[model]
+name = "fcn_baseline"
+[data]
+name = "synthetic"
+size = 32
+images = 8
+val_images = 2
+batch_size = 4
+[[augmentation]]
+name = "crop"
+size = 32
+[train]
+epochs = {epochs}
+precision = "fp32"
+"""
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(epochs=1, text=RECIPE):
+        path = tmp_path / "tiny.toml"
+        path.write_text(text.format(epochs=epochs))
+        return path
+
+    return write
+
+
+def vocseg(*arguments, cwd):
+    command = [sys.executable, "-m", "vocseg", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+
+
+def test_plain_lines_end_with_the_runs_path(recipe, tmp_path):
+    done = vocseg("run", recipe(2), "--out", "here", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith(os.path.join("here", "tiny", ""))
+    assert (tmp_path / lines[-1] / "result.json").is_file()
+    assert sum(line.startswith("epoch ") and "train loss" in line for line in lines) == 2
+    assert any("all background" in line for line in lines)
+    assert "\x1b" not in done.stdout
+
+
+def test_json_ends_with_an_object_of_the_run_and_its_figures(recipe, tmp_path):
+    done = vocseg("run", recipe(), "--json", cwd=tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["started", "epoch", "finished"]
+    result = json.loads((tmp_path / lines[-1]["run"] / "result.json").read_text())
+    assert {key: lines[-1][key] for key in result} == result
+
+
+def test_quiet_prints_the_path_and_nothing_else(recipe, tmp_path):
+    done = vocseg("run", recipe(), "--quiet", cwd=tmp_path)
+    (line,) = done.stdout.splitlines()
+    assert (tmp_path / line / "model.safetensors").is_file()
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_its_code_and_says_how_to_go_on(recipe, tmp_path, number, code):
+    command = [sys.executable, "-m", "vocseg", "run", str(recipe(500)), "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline())["event"] != "epoch":
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "vocseg run --resume runs/tiny/" in err
+    assert json.loads(out.splitlines()[-1])["exit_code"] == code
+    folder = err.strip().rpartition(" ")[2]
+    assert (tmp_path / folder / "state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (("name = \"fcn_baseline\"", "name = \"fcn_baselin\""), 2, "did you mean 'fcn_baseline'?"),
+        (("name = \"synthetic\"\nsize = 32\nimages = 8\nval_images = 2", "name = \"voc\""), 3, "vocseg data fetch voc2012"),
+        (("[[augmentation]]\nname = \"crop\"\nsize = 32", ""), 2, "differ in size"),
+    ],
+)
+def test_errors_are_lines_with_a_remedy_and_a_code_of_their_kind(recipe, tmp_path, change, code, message):
+    done = vocseg("run", recipe(text=RECIPE.replace(*change)), cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    shown = vocseg("--debug", "run", recipe(text=RECIPE.replace(*change)), cwd=tmp_path)
+    assert "Traceback" in shown.stderr
+
+
+def test_a_device_that_is_not_there_is_an_environment_fault(recipe, tmp_path):
+    done = vocseg("run", recipe(), "--device", "cuda:99", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "there is: cpu" in done.stderr
+
+
+def test_check_trains_and_writes_nothing(recipe, tmp_path):
+    path = recipe()
+    done = vocseg("check", path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ready to run" in done.stdout
+    report = json.loads(vocseg("check", path, "--json", cwd=tmp_path).stdout)
+    assert report["classes"] == 7
+    # Adam keeps two numbers a weight, and a step counter a tensor.
+    assert report["optimizer_bytes"] >= 2 * report["weights_bytes"]
+    assert report["moved_by_one_step"].split(" of ")[0] == report["moved_by_one_step"].split(" of ")[1].split()[0]
+    assert list(tmp_path.iterdir()) == [path]
