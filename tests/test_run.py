@@ -104,12 +104,17 @@ def run(project, *overrides, out="runs", **options):
 def interrupted(project, stop_at, *overrides, number=signal.SIGINT):
     """Starts a run, sends a signal at the first event `stop_at` picks, and gives the run's folder."""
     folder = None
-    with pytest.raises(Interrupted) as error:
+
+    def until_it_stops():
+        nonlocal folder
         for event in start(recipe(project, *overrides), out=project / "stopped", device="cpu"):
             if isinstance(event, Started):
                 folder = event.run
             if stop_at(event):
                 os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as error:
+        until_it_stops()
     assert error.value.exit_code == 128 + number
     assert f"vocseg run --resume {folder}" in str(error.value)
     return folder
@@ -126,7 +131,7 @@ def test_a_run_leaves_a_folder_that_explains_it(project):
     assert (finished.run / "recipe.toml").read_bytes() == (project / "tiny.toml").read_bytes()
     assert (finished.run / "plugins" / "tiny.py").read_text() == PLUGIN
     environment = json.loads((finished.run / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
+    assert environment["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert len(environment["components"]["architecture tiny"]["sha256"]) == 64
     records = [json.loads(line) for line in (finished.run / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2, 3]
@@ -143,7 +148,7 @@ def test_the_result_has_the_figures_that_are_promised(project):
     }  # fmt: skip
     low, high = result["miou_interval"]
     assert 0 <= low <= high <= 1
-    assert list(result["iou"])[0] == "background"
+    assert next(iter(result["iou"])) == "background"
     assert all(null.keys() == {"miou", "pixel_accuracy"} for null in result["null_models"].values())
     # 3·8·9 + 8, batch norm 16, 8·7·9 + 7
     assert result["parameters"] == 224 + 16 + 511

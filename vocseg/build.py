@@ -117,14 +117,18 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
     component, settings = recipe.model.component, recipe.model.settings
     module = build_part(recipe.model, {"num_classes": num_classes})
     if not isinstance(module, nn.Module):
-        raise UsageError(Problem(component.source, f"architecture '{component.name}' returned {type(module).__name__}, not a torch module"))
+        found = type(module).__name__
+        raise UsageError(
+            Problem(component.source, f"architecture '{component.name}' returned {found}, not a torch module")
+        )
     try:
         backbone = backbone_of(module, component.backbone)
     except AttributeError:
         raise UsageError(
             Problem(
                 component.source,
-                f"architecture '{component.name}' is marked backbone=\"{component.backbone}\" and its module has no such attribute",
+                f"architecture '{component.name}' is marked backbone=\"{component.backbone}\", "
+                "and its module has no such attribute",
             )
         ) from None
     weights = settings.weights if pretrained else "none"
@@ -135,7 +139,8 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
         if weights == "imagenet":
             assert backbone is not None  # the recipe reader refuses "imagenet" without one
             own = os.environ.get("VOCSEG_WEIGHTS")
-            file = imagenet_weights(backbone, [*([Path(own)] if own else []), Path(recipe.data.settings.root) / "weights"])
+            beside_data = Path(recipe.data.settings.root) / "weights"
+            file = imagenet_weights(backbone, [Path(own), beside_data] if own else [beside_data])
         load_weights(backbone or module, file, name=component.name)
     mean, std = {
         "auto": normalization(backbone if backbone is not None else module),
@@ -192,6 +197,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         train, val = (cached(dataset, _memory_bytes() // 8) for dataset in (train, val))
     network = build_network(recipe, len(train.classes), pretrained=pretrained)
     loss = build_loss(recipe, len(train.classes), lambda: train)
+    mean = network.mean
     batches = TrainingBatches(
         train,
         [build_part(part, {}) for part in recipe.augmentations],
@@ -199,7 +205,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         seed=recipe.seed,
         repeat=data.repeat,
         workers=data.workers,
-        fill=tuple(round(255 * m) for m in network.mean),  # zero once normalised
+        fill=(round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2])),  # zero once normalised
     )
     placement.place(network.module)
     lr = float(recipe.optimizer.params.get("lr", 1.0))

@@ -3,7 +3,8 @@
 Not here: what architectures there are (`plugins/`), their pretrained weights (`vocseg/data/weights.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ DEFAULT_STRIDE = 32
 AUXILIARY_WEIGHT = 0.4  # on the loss of auxiliary logits, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
 
 
-def outputs(network: nn.Module, images: Tensor, stride: int) -> dict[str, Tensor]:
+def outputs(network: Callable[[Tensor], Any], images: Tensor, stride: int) -> dict[str, Tensor]:
     """Runs a network on images of any size.
 
     The images are padded at the right and bottom with zeros (the mean colour, once normalised) to a multiple

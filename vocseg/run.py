@@ -11,8 +11,8 @@ from torch import nn
 from vocseg.build import Job, build
 from vocseg.device import peak_memory_bytes
 from vocseg.errors import Interrupted, Problem, TrainingError, UsageError
-from vocseg.evaluate.inference import Evaluation, Scored, evaluate
 from vocseg.evaluate.figures import figures
+from vocseg.evaluate.inference import Evaluation, Scored, evaluate
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
 from vocseg.recipe.reader import Recipe, read_recipe
@@ -61,8 +61,7 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
     """
     job = build(recipe, device)
     folder = RunFolder.create(out, recipe)
-    parts = (recipe.model, recipe.data, *recipe.augmentations, *recipe.losses, recipe.optimizer, recipe.schedule, recipe.initializer)
-    folder.write_environment(recipe, (part.component for part in parts), job.placement.describe())
+    folder.write_environment(recipe, job.placement.describe())
     folder.write_classes(job.train.classes, job.train.palette)
     yield from _execute(job, folder, _Scoreboard(recipe))
 

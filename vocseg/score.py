@@ -61,7 +61,9 @@ class Predicted:
     total: int
 
 
-def predict(path: Path, images: Sequence[Path], *, out: Path | None = None, device: str = "auto") -> Iterator[Predicted]:
+def predict(
+    path: Path, images: Sequence[Path], *, out: Path | None = None, device: str = "auto"
+) -> Iterator[Predicted]:
     """Segments image files, and those in folders, with a run's weights.
 
     Writes `<name>.png`, a palette mask of class ids, and `<name>_overlay.png` for each, under `out` (default: the
@@ -99,7 +101,7 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             found += [(p, out / p.relative_to(path).with_suffix("")) for p in inside]
             if not inside:
-                problems.append(Problem(str(path), f"no image in this folder; expected {', '.join(IMAGE_SUFFIXES)} files"))
+                problems.append(Problem(str(path), f"no image in this folder; expected {' or '.join(IMAGE_SUFFIXES)}"))
         elif path.is_file():
             found.append((path, out / path.stem))
         else:
@@ -108,7 +110,8 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     for source, target in found:
         first = seen.setdefault(target, source)
         if first != source:
-            problems.append(Problem(str(source), f"would be written to the same place as {first}; predict them apart with --out"))
+            same = f"would be written to the same place as {first}; predict them apart with --out"
+            problems.append(Problem(str(source), same))
     if problems:
         raise DataError(*problems)
     return found

@@ -39,10 +39,8 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
         loss = combined_loss(training.loss, named, masks.long())
         loss.backward()
     except Exception as error:
-        shape = tuple(pixels.shape)
-        raise UsageError(
-            Problem(source, f"'{recipe.model.name}' failed on a batch of images {shape}: {type(error).__name__}: {error}")
-        ) from error
+        failed = f"'{recipe.model.name}' failed on a batch of images {tuple(pixels.shape)}"
+        raise UsageError(Problem(source, f"{failed}: {type(error).__name__}: {error}")) from error
     if not torch.isfinite(loss):
         raise TrainingError(Problem(source, f"the loss of the first batch is {float(loss)}"))
     if named["out"].shape[1] != len(job.train.classes):

@@ -74,7 +74,9 @@ def test_quiet_prints_the_path_and_nothing_else(recipe, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_code_and_says_how_to_go_on(recipe, tmp_path, number, code):
     command = [sys.executable, "-m", "vocseg", "run", str(recipe(500)), "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     assert process.stdout is not None
     while json.loads(process.stdout.readline())["event"] != "epoch":
         time.sleep(0.01)
@@ -90,9 +92,9 @@ def test_a_signal_ends_the_run_with_its_code_and_says_how_to_go_on(recipe, tmp_p
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        (("name = \"fcn_baseline\"", "name = \"fcn_baselin\""), 2, "did you mean 'fcn_baseline'?"),
-        (("name = \"synthetic\"\nsize = 32\nimages = 8\nval_images = 2", "name = \"voc\""), 3, "vocseg data fetch voc2012"),
-        (("[[augmentation]]\nname = \"crop\"\nsize = 32", ""), 2, "differ in size"),
+        (('name = "fcn_baseline"', 'name = "fcn_baselin"'), 2, "did you mean 'fcn_baseline'?"),
+        (('name = "synthetic"\nsize = 32\nimages = 8\nval_images = 2', 'name = "voc"'), 3, "vocseg data fetch voc2012"),
+        (('[[augmentation]]\nname = "crop"\nsize = 32', ""), 2, "differ in size"),
     ],
 )
 def test_errors_are_lines_with_a_remedy_and_a_code_of_their_kind(recipe, tmp_path, change, code, message):

@@ -11,7 +11,9 @@ from vocseg.cli import options
 @click.command("predict")
 @click.argument("run", type=options.FOLDER)
 @click.argument("images", type=options.FOLDER, nargs=-1, required=True)
-@click.option("--out", type=options.FOLDER, metavar="DIR", help="Folder for masks and overlays; RUN/predictions if left out.")
+@click.option(
+    "--out", type=options.FOLDER, metavar="DIR", help="Folder for masks and overlays; RUN/predictions if left out."
+)
 @options.device
 @options.as_json
 def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, as_json: bool) -> None:

@@ -95,14 +95,15 @@ class Live:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        note_column = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), note_column)
         started: Started | None = None
         pace = _Pace()
         finished: Finished | None = None
         console.print("[dim]building …[/]", end="\r")
         with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
             bar = progress.add_task("building", total=None, note="")
-            spoke = 0.0
+            spoke, note = 0.0, ""
             for event in events:
                 if isinstance(event, Started):
                     started = event
@@ -112,7 +113,6 @@ class Live:
                 elif isinstance(event, Step):
                     assert started is not None
                     pace.step(event)
-                    note = None
                     if time.monotonic() - spoke > 0.5:  # reading the loss waits for the device
                         spoke = time.monotonic()
                         note = (
@@ -124,7 +124,7 @@ class Live:
                         description=f"epoch {event.epoch + 1}/{started.epochs}",
                         total=started.steps_per_epoch,
                         completed=event.step,
-                        **({"note": note} if note else {}),
+                        note=note,
                     )
                 elif isinstance(event, Scored):
                     progress.update(bar, description="validation", total=event.total, completed=event.done, note="")
@@ -209,13 +209,13 @@ def print_figures(result: dict[str, Any]) -> None:
     table.add_column("mIoU", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("pixel accuracy", justify="right")
-    row = (f"{result['miou']:.4f}", f"{low:.4f} – {high:.4f}", f"{result['pixel_accuracy']:.4f}")
+    row = (f"{result['miou']:.4f}", f"{low:.4f} to {high:.4f}", f"{result['pixel_accuracy']:.4f}")
     table.add_row(result["recipe"], *row, style="bold")
     for name, null in result["null_models"].items():
         table.add_row(name, f"{null['miou']:.4f}", "", f"{null['pixel_accuracy']:.4f}")
     console.print()
     console.print(table)
-    iou = [f"{name} {'–' if value != value else f'{value:.2f}'}" for name, value in result["iou"].items()]
+    iou = [f"{name} {'absent' if value != value else f'{value:.2f}'}" for name, value in result["iou"].items()]
     if len(iou) <= 40:
         console.print()
         console.print("IoU  " + "  ".join(f"{entry}" for entry in iou), markup=False, soft_wrap=False)

@@ -10,7 +10,9 @@ from vocseg.cli import options
 @click.command("run")
 @click.argument("recipe", required=False)
 @options.recipe_options
-@click.option("--out", type=options.FOLDER, default="runs", show_default=True, help="Folder that holds <recipe>/<time>-<id>.")
+@click.option(
+    "--out", type=options.FOLDER, default="runs", show_default=True, help="Folder that holds <recipe>/<time>-<id>."
+)
 @options.device
 @click.option("--resume", type=options.FOLDER, metavar="RUN", help="Go on with an interrupted run folder.")
 @click.option("--fetch", is_flag=True, help="Fetch the data set first, if it is not there.")
@@ -58,5 +60,8 @@ def command(
     from vocseg import run
     from vocseg.cli import reporters
 
-    events = run.resume(resume, device=device) if resume else run.start(read, out=out, device=device)
-    reporters.choose(quiet=quiet, as_json=as_json).follow(events)
+    reporter = reporters.choose(quiet=quiet, as_json=as_json)
+    if read is not None:
+        reporter.follow(run.start(read, out=out, device=device))
+    elif resume is not None:
+        reporter.follow(run.resume(resume, device=device))

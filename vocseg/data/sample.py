@@ -5,6 +5,8 @@ they cannot come apart; what lies outside the source is void in the mask by cons
 pixels of the final crop are ever computed.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -75,35 +77,30 @@ class Sample:
     def _render(self) -> None:
         if self._matrix is None:
             return
-        matrix, (height, width) = self._matrix, self._size
-        image, mask = self._image, self._mask
         # Bilinear sampling skips pixels below half size: shrink first by area, which averages them.
-        scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-        shrunk, to_source = image, np.eye(3)
+        source: NDArray[Any] = self._image
+        to_source = np.eye(3)
+        scale = float(np.sqrt(abs(np.linalg.det(self._matrix[:2, :2]))))
         if scale < 0.6:
-            shrunk = cv2.resize(
-                image,
-                (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))),
-                interpolation=cv2.INTER_AREA,
+            height, width = source.shape[:2]
+            source = cv2.resize(
+                source, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
             )
-            to_source = np.diag([image.shape[1] / shrunk.shape[1], image.shape[0] / shrunk.shape[0], 1.0])
-        self._image = cv2.warpAffine(
-            shrunk,
-            _centred(matrix @ to_source),
-            (width, height),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=self.fill,
-        )
-        self._mask = cv2.warpAffine(
-            mask,
+            to_source = np.diag([width / source.shape[1], height / source.shape[0], 1.0])
+        self._image = self._warp(source, self._matrix @ to_source, cv2.INTER_LINEAR, self.fill)
+        self._mask = self._warp(self._mask, self._matrix, cv2.INTER_NEAREST, VOID)
+        self._matrix = None
+
+    def _warp(self, pixels: NDArray[Any], matrix: Matrix, interpolation: int, outside: Any) -> Any:
+        height, width = self._size
+        return cv2.warpAffine(
+            pixels,
             _centred(matrix),
             (width, height),
-            flags=cv2.INTER_NEAREST,
+            flags=interpolation,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=VOID,
+            borderValue=outside,
         )
-        self._matrix = None
 
 
 def _centred(matrix: Matrix) -> Matrix:

@@ -35,8 +35,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     if truth.device.type == "cpu":
         if bool((outside & (truth != VOID)).any()):
             raise ValueError(f"labels outside 0…{num_classes - 1} that are not {VOID}")
-        bins = np.bincount(pairs.numpy(), minlength=num_classes * num_classes + 1)
-        return torch.from_numpy(bins[:-1].astype(np.int64)).reshape(num_classes, num_classes)
+        counts = np.bincount(pairs.numpy(), minlength=num_classes * num_classes + 1)
+        return torch.from_numpy(counts[:-1].astype(np.int64)).reshape(num_classes, num_classes)
     # bincount synchronises with an accelerator; adding in place does not. Labels were checked when they were read.
     bins = torch.zeros(num_classes * num_classes + 1, dtype=torch.int64, device=truth.device)
     bins.scatter_add_(0, pairs.long(), torch.ones_like(pairs, dtype=torch.int64))

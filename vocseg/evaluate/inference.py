@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vocseg.data.dataset import Dataset
+from vocseg.device import Placement
 from vocseg.evaluate.confusion import class_map, confusion_matrix
 from vocseg.evaluate.scores import Counts, marginals
 from vocseg.network import normalize, outputs
-from vocseg.device import Placement
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def scores(matrix: Counts) -> Scores:
     )
 
 
-def bootstrap_interval(per_image: Counts, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    per_image: Counts, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """An interval of the mIoU under redrawing the images with replacement (percentile bootstrap).
 
     It speaks of other images of the same kind, not of other training runs.

@@ -97,6 +97,12 @@ class Recipe:
     resolved: dict[str, Any] = field(repr=False)
     given: frozenset[Key] = field(repr=False)
 
+    @property
+    def components(self) -> list[Component]:
+        """Every component the recipe names."""
+        parts: list[Part[Any]] = [self.model, self.data, self.optimizer, self.schedule, self.initializer]
+        return [part.component for part in (*parts, *self.augmentations, *self.losses)]
+
 
 def locate(path: str, recipe: Path) -> Path:
     """A path that stands in a recipe: absolute, else from the working directory, else beside the recipe."""

@@ -165,7 +165,7 @@ def train(
         TrainingError: the loss is not finite, or the device's memory does not suffice.
     """
     t = training
-    forward = torch.compile(t.network) if t.compile else t.network
+    forward: Callable[[Tensor], Any] = torch.compile(t.network) if t.compile else t.network
     while t.epoch < t.epochs:
         set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
         images_before, seconds_before = t.images, t.seconds_training
@@ -210,7 +210,7 @@ def train(
             return
 
 
-def _optimizer_step(t: Training, forward: nn.Module, batches: Iterator) -> tuple[Tensor, int]:
+def _optimizer_step(t: Training, forward: Callable[[Tensor], Any], batches: Iterator) -> tuple[Tensor, int]:
     """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
     total, seen = torch.zeros((), device=t.placement.device), 0
     try:

@@ -1,0 +1,270 @@
+"""`vocseg list`: rows, one component, broken plugins; and that listing loads nothing heavy."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vocseg.cli import main
+from vocseg.plugins import PACKAGE, bundled
+from vocseg.registry import KINDS
+
+
+class Vocseg:
+    """Runs the command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["vocseg", *arguments])
+        found = 0
+        try:
+            main()
+        except SystemExit as done:
+            found = int(done.code or 0)
+        out, err = self.capsys.readouterr()
+        assert found == code, err
+        return out, err
+
+
+@pytest.fixture
+def vocseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Vocseg:
+    monkeypatch.chdir(tmp_path)
+    return Vocseg(monkeypatch, capsys)
+
+
+def write_plugin(folder: Path, name: str, text: str) -> None:
+    (folder / "plugins").mkdir(exist_ok=True)
+    (folder / "plugins" / f"{name}.py").write_text(f"from vocseg import loss\n{text}")
+
+
+def on_terminal(cwd: Path, width: int, *arguments: str) -> str:
+    """What the command prints on a terminal of that width."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": str(width), "TERM": "xterm"}
+    command = [sys.executable, "-m", "vocseg", *arguments]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment, cwd=cwd) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        except OSError:  # Linux ends a terminal that nobody holds with an error
+            pass
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+# All components
+
+
+def test_without_a_terminal_there_is_a_line_of_four_fields_a_component(vocseg: Vocseg) -> None:
+    out, err = vocseg("list")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert len(rows) >= 32
+    assert {len(row) for row in rows} == {4}
+    assert [kind for kind in dict.fromkeys(row[0] for row in rows)] == list(KINDS)
+    assert ["loss", "dice"] in [row[:2] for row in rows]
+    assert err == ""
+
+
+def test_json_is_an_array_of_objects_with_kind_name_summary_and_source(vocseg: Vocseg) -> None:
+    rows = json.loads(vocseg("list", "--json")[0])
+    assert len(rows) >= 32
+    assert all(list(row) == ["kind", "name", "summary", "source"] for row in rows)
+    crop = next(row for row in rows if row["name"] == "crop")
+    assert crop["kind"] == "augmentation"
+    assert crop["summary"].startswith("Cuts out a window")
+    file, _, line = crop["source"].rpartition(":")
+    assert Path(file).read_text().splitlines()[int(line) - 1].startswith("def crop(")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_is_listed_alone(vocseg: Vocseg, kind: str) -> None:
+    out, _ = vocseg("list", kind)
+    assert {line.split("\t")[0] for line in out.splitlines()} == {kind}
+    rows = json.loads(vocseg("list", kind, "--json")[0])
+    assert [row["name"] for row in rows] == [line.split("\t")[1] for line in out.splitlines()]
+
+
+def test_plugins_beside_the_working_directory_and_of_the_flag_are_listed_with_a_short_source(
+    vocseg: Vocseg, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    write_plugin(tmp_path, "one", "@loss\ndef one(): 'One.'")
+    write_plugin(tmp_path / "more", "two", "@loss\ndef two(): 'Two.'")
+    out, _ = vocseg("list", "loss", "--plugins", "more/plugins")
+    assert f"loss\tone\tOne.\t{os.path.join('plugins', 'one.py')}:3\n" in out
+    assert f"loss\ttwo\tTwo.\t{os.path.join('more', 'plugins', 'two.py')}:3\n" in out
+
+
+def test_a_broken_plugin_is_a_row_with_its_reason(vocseg: Vocseg, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "bad", "def f(:")
+    out, err = vocseg("list")
+    assert out.endswith(f"broken\tbad.py\tline 2: not Python: invalid syntax\t{os.path.join('plugins', 'bad.py')}\n")
+    assert "loss\tdice" in out
+    assert err == ""
+    row = json.loads(vocseg("list", "--json")[0])[-1]
+    assert row == {
+        "kind": "broken",
+        "name": "bad.py",
+        "summary": "line 2: not Python: invalid syntax",
+        "source": str(tmp_path / "plugins" / "bad.py"),
+    }
+
+
+def test_load_imports_every_plugin_and_shows_which_fail(vocseg: Vocseg, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "loud", "print('imported')\n@loss\ndef loud(): 'Loud.'")
+    write_plugin(tmp_path, "gone", "import no_such_package\n@loss\ndef gone(): 'Gone.'")
+    assert "imported" not in "".join(vocseg("list", "loss"))
+    out, err = vocseg("list", "loss", "--load", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert err == "imported\n"
+    assert rows["loud"]["kind"] == "loss"
+    assert rows["gone"]["kind"] == "broken"
+    assert rows["gone"]["summary"] == (
+        "loss 'gone' cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"
+    )
+
+
+def test_one_name_twice_is_an_error_that_names_both_places(vocseg: Vocseg, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "mine", "@loss\ndef dice(): 'Mine.'")
+    out, err = vocseg("list", code=2)
+    assert out == ""
+    assert "mine.py:3: loss 'dice' is already defined at " in err
+    assert "losses.py:" in err
+
+
+# One component
+
+
+def test_one_component_is_shown_with_parameters_bounds_text_and_file(vocseg: Vocseg) -> None:
+    out, _ = vocseg("list", "crop")
+    assert "crop  augmentation  [[augmentation]]" in out
+    assert "Cuts out a window at a random position" in out
+    assert "required" in out
+    assert "whole number from 1 to 8192" in out
+    assert "side of a square, or [height, width]." in out
+    assert "number from 0 to 1" in out
+    assert "augmentations.py:" in out
+    assert "Args:" not in out
+    assert "arXiv:1412.6980" in vocseg("list", "adam")[0]
+    assert "Every [optimizer] also takes encoder_lr." in vocseg("list", "adam")[0]
+
+
+def test_one_component_as_json_has_its_parameters(vocseg: Vocseg) -> None:
+    (crop,) = json.loads(vocseg("list", "crop", "--json")[0])
+    assert (crop["kind"], crop["name"]) == ("augmentation", "crop")
+    assert "smaller of the two" in crop["doc"]
+    size, foreground = crop["parameters"]
+    assert size["required"]
+    assert size["description"] == "side of a square, or [height, width]."
+    assert (foreground["default"], foreground["required"], foreground["values"]) == (0.0, False, "number from 0 to 1")
+
+
+def test_components_of_one_name_and_two_kinds_are_both_shown(vocseg: Vocseg, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "mine", "@loss\ndef crop(): 'Mine.'")
+    assert [row["kind"] for row in json.loads(vocseg("list", "crop", "--json")[0])] == ["loss", "augmentation"]
+
+
+def test_every_component_can_be_shown(vocseg: Vocseg) -> None:
+    names = {row["name"] for row in json.loads(vocseg("list", "--json")[0])}
+    assert len(names) >= 31
+    for name in names:
+        assert vocseg("list", name)[0].startswith(f"{name}  ")
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest_and_what_could_not_be_read(
+    vocseg: Vocseg, tmp_path: Path
+) -> None:
+    assert vocseg("list", "corp", code=2)[1] == "no kind or component is named 'corp'; did you mean 'crop'?\n"
+    write_plugin(tmp_path, "bad", "def f(:")
+    assert "note: plugins/bad.py could not be read: line 2" in vocseg("list", "corp", code=2)[1]
+    assert vocseg("list", "--plugins", "nowhere", code=2)[1] == "--plugins nowhere: no such folder\n"
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_kinds_are_headings_and_no_line_is_wider_than_it(tmp_path: Path, width: int) -> None:
+    write_plugin(tmp_path, "mine", "@loss\ndef mine(): 'Mine [bold]or not[/bold].'")
+    write_plugin(tmp_path, "bad", "def f(:")
+    import re
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(tmp_path, width, "list")).replace("\r", "")
+    lines = plain.splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line in (*KINDS, "broken")] == [*KINDS, "broken"]
+    assert "Mine [bold]or not[/bold].  plugins/mine.py:3" in plain
+    assert "line 2: not Python: invalid syntax  plugins/bad.py" in plain
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(tmp_path, width, "list", "crop"))
+    assert "Every [[augmentation]]" not in shown
+    assert max(map(len, shown.replace("\r", "").splitlines())) <= width
+
+
+# What is imported
+
+
+def imported(cwd: Path, *arguments: str) -> set[str]:
+    """The packages that are in memory after a command."""
+    script = (
+        "import sys\nfrom vocseg.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True)
+    return set(done.stderr.split())
+
+
+HEAVY = {"torch", "numpy", "cv2", "PIL", "timm", "matplotlib", "torchvision", "segmentation_models_pytorch"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["--help"], HEAVY | {"pydantic", "rich"}),
+        (["list", "--help"], HEAVY | {"pydantic", "rich"}),
+        (["list"], HEAVY | {"pydantic", "rich"}),
+        (["list", "--json"], HEAVY | {"pydantic", "rich"}),
+        (["list", "crop"], HEAVY),
+        (["show", "quickstart"], HEAVY),
+        (["schema"], HEAVY),
+    ],
+)
+def test_listing_help_and_recipes_import_nothing_heavy(tmp_path: Path, arguments: list[str], refused: set[str]) -> None:
+    found = imported(tmp_path, *arguments)
+    assert "vocseg" in found
+    assert "click" in found
+    assert found & refused == set()
+
+
+def test_importing_vocseg_imports_nothing_heavy(tmp_path: Path) -> None:
+    script = "import sys, vocseg; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert "vocseg.registry" in done.stdout
+    assert set(done.stdout.split()) & (HEAVY | {"pydantic", "rich", "click"}) == set()
+
+
+def test_a_reader_that_has_seen_enough_and_a_pipe_without_unicode_stop_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "vocseg", "list", "loss"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"Lov\xe1sz-softmax" in done.stdout
+    assert bundled("plugins").is_dir()
+    head = subprocess.run(
+        f"{sys.executable} -m vocseg list | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path,
+        env=environment,
+    )  # fmt: skip
+    assert (head.returncode, head.stderr) == (0, "")
+    assert head.stdout.startswith("architecture\t")
