@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vocseg.errors import DataError, Interrupted, TrainingError, UsageError
+from vocseg.evaluate.scores import scores
 from vocseg.recipe.prepare import load_recipe
 from vocseg.run import Finished, Started, resume, start
 from vocseg.runs.checkpoint import load_state
@@ -146,6 +147,10 @@ def test_the_result_has_the_figures_that_are_promised(project):
         "miou", "miou_interval", "pixel_accuracy", "iou", "null_models", "best_epoch", "parameters",
         "images_per_second", "peak_memory_bytes", "minutes", "device", "precision",
     }  # fmt: skip
+    counts = load_file(finished.run / "counts.safetensors")
+    assert counts["per_image"].shape == (4, 3, 7)
+    assert torch.equal(counts["per_image"].sum(0)[1], counts["confusion"].sum(1))
+    assert scores(counts["confusion"].numpy()).miou == result["miou"]
     low, high = result["miou_interval"]
     assert 0 <= low <= high <= 1
     assert next(iter(result["iou"])) == "background"

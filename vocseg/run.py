@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vocseg.build import Job, build
@@ -17,7 +18,7 @@ from vocseg.network import count_parameters
 from vocseg.plugins import discover
 from vocseg.recipe.reader import Recipe, read_recipe
 from vocseg.report.run import write_pictures
-from vocseg.runs.checkpoint import load_state, load_weights_file, save_state, save_weights
+from vocseg.runs.checkpoint import load_state, load_tensors, save_state, save_tensors
 from vocseg.runs.files import write_json
 from vocseg.runs.folder import RunFolder
 from vocseg.train.early_stopping import Best, better_is_less
@@ -181,18 +182,20 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
                 if board.update(event):
                     kept = latest
                     metadata = {"recipe": job.recipe.name, "epoch": event.epoch}
-                    save_weights(folder.weights, training.scored_network.state_dict(), metadata)
+                    save_tensors(folder.weights, training.scored_network.state_dict(), metadata)
             yield event
             if board.stopped:
                 break
     _save(job, folder, board)
     board.trained = True  # from here on the network holds the kept weights, which are no state to resume from
     network = training.scored_network
-    network.load_state_dict(load_weights_file(folder.weights))
+    network.load_state_dict(load_tensors(folder.weights))
     predictor = job.predictor(network)
     if kept is None:  # the best epoch was in an earlier sitting
         kept = yield from evaluate(predictor, job.val, job.loss)
     result = _result(job, board, kept)
+    counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
+    save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
     epochs = folder.read_metrics()
     write_pictures(folder.path, result, kept, epochs, predictor, job.val)
     write_json(folder.result, result)  # last: its presence says that the run has ended

@@ -18,7 +18,7 @@ from vocseg.recipe.reader import Recipe
 from vocseg.report.overlays import overlay
 from vocseg.report.palette import save_palette_mask
 from vocseg.run import run_recipe
-from vocseg.runs.checkpoint import load_weights_file
+from vocseg.runs.checkpoint import load_tensors
 from vocseg.runs.folder import RunFolder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -121,6 +121,6 @@ def _predictor(folder: RunFolder, recipe: Recipe, num_classes: int, device: str)
     """The run's network with its kept weights, ready to predict."""
     placement = choose_placement(recipe, device)
     network = build_network(recipe, num_classes, pretrained=False)
-    network.module.load_state_dict(load_weights_file(folder.weights))
+    network.module.load_state_dict(load_tensors(folder.weights))
     placement.place(network.module).eval()
     return network.predictor(placement)

@@ -42,14 +42,14 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
         failed = f"'{recipe.model.name}' failed on a batch of images {tuple(pixels.shape)}"
         raise UsageError(Problem(source, f"{failed}: {type(error).__name__}: {error}")) from error
     if not torch.isfinite(loss):
-        raise TrainingError(Problem(source, f"the loss of the first batch is {float(loss)}"))
+        raise TrainingError(Problem(source, f"the loss of the first batch is {loss.item()}"))
     if named["out"].shape[1] != len(job.train.classes):
         raise UsageError(
             Problem(source, f"the network gives {named['out'].shape[1]} classes, the data has {len(job.train.classes)}")
         )
     own = {t.untyped_storage().data_ptr() for t in (*training.network.parameters(), *training.network.buffers())}
     activations = sum(size for pointer, size in kept.items() if pointer not in own)
-    return _report(job, pixels, float(loss), activations)
+    return _report(job, pixels, loss.item(), activations)
 
 
 def _report(job: Job, pixels: torch.Tensor, loss: float, activations: int) -> dict[str, Any]:

@@ -20,11 +20,12 @@ COMMANDS = {
 }
 
 
+# Once its file is imported, a command is a name here: `list` and `eval` are then no longer Python's.
 class Commands(click.Group):
     """Finds a command's file by its name, so that `--help` and `list` import nothing heavy."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -40,7 +41,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

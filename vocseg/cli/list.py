@@ -26,7 +26,8 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
     """List components: all, those of one KIND, or one NAME with its parameters, docstring and file.
 
     \b
-    Kinds: architecture, loss, augmentation, optimizer, schedule, initializer, dataset.
+    Kinds: architecture, loss, augmentation, optimizer, schedule,
+           initializer, dataset.
 
     Plugins are read, not run: a file that cannot be read is a row with its reason.
     """

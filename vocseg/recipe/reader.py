@@ -160,16 +160,16 @@ class _Reading:
         self.given = parse(text, self.where)
         self.data: dict[str, Any] = {}
         self.lines = key_lines(text.decode("utf-8-sig"))
-        self.flags: dict[Key, str] = {}
+        self.flags: dict[Key, tuple[int, str]] = {}
         self.foreign: list[Key] = []
-        self.problems: list[tuple[int, Problem]] = []
+        self.problems: list[tuple[tuple[int, int], Problem]] = []  # first those of flags in their order, then by line
 
     def read(self, overrides: Sequence[str], look_for_weights: bool) -> Recipe:
-        for override in overrides:
+        for i, override in enumerate(overrides):
             try:
-                self.flags[apply_override(self.given, override)] = flag(override)
+                self.flags[apply_override(self.given, override)] = (i, flag(override))
             except UsageError as error:
-                self.problems += [(0, problem) for problem in error.problems]
+                self.problems += [((0, i), problem) for problem in error.problems]
         self.data, foreign = without_foreign(self.given)
         for key, message in foreign:
             self.problem(key, message)
@@ -265,7 +265,7 @@ class _Reading:
         try:
             model = table_model(place, component)
         except UsageError as error:
-            self.problems += [(0, problem) for problem in error.problems]
+            self.problems += [((1, 0), problem) for problem in error.problems]
             return None
         # Defaults go through the same checks as what the recipe gives, so that the resolved form reads the same.
         defaults = {p.name: p.default for p in component.parameters if not p.required and p.default is not None}
@@ -306,7 +306,7 @@ class _Reading:
         except TypeError as error:  # a bound that its type cannot have, such as a length for a number
             assert component is not None
             message = f"the parameters of {component.kind} '{component.name}' cannot be checked: {error}"
-            self.problems.append((0, Problem(component.source, message)))
+            self.problems.append(((1, 0), Problem(component.source, message)))
             return None
         except ValidationError as error:
             # A location goes on into union members and array items; the first of each key is enough.
@@ -331,7 +331,7 @@ class _Reading:
                 assert component is not None
                 expected, found = _expected(fields[name]), _shown(defaults[name])
                 message = f"the default of '{name}' breaks its own type: expected {expected}, found {found}"
-                self.problems.append((0, Problem(component.source, message)))
+                self.problems.append(((1, 0), Problem(component.source, message)))
         return None
 
     def cross_check(self, parts: Mapping[str, Part], train: Train | None, stopping: EarlyStopping | None) -> None:
@@ -393,20 +393,19 @@ class _Reading:
 
     def problem(self, key: Key, message: str) -> None:
         """Notes a problem at the flag or the line that gave the key, else that of its table."""
-        where, line = self.where, 0
         prefixes = [key[:n] for n in range(len(key), 0, -1)]
         given = next((self.flags[prefix] for prefix in prefixes if prefix in self.flags), None)
+        line = 0
         for prefix in prefixes:
-            if given or prefix in self.lines:
+            if given or line:
                 break
-            given = next((text for flagged, text in self.flags.items() if flagged[: len(prefix)] == prefix), None)
-        if given:
-            where = given
-        elif prefix in self.lines:
-            line = self.lines[prefix]
-            where += f":{line}"
+            line = self.lines.get(prefix, 0)
+            if not line:  # a table that is there only because of a flag
+                given = next((f for flagged, f in self.flags.items() if flagged[: len(prefix)] == prefix), None)
+        order = (0, given[0]) if given else (1, line)
+        where = given[1] if given else f"{self.where}:{line}" if line else self.where
         # As a user writes a key with --set: augmentation.0.size
-        self.problems.append((line, Problem(where, f"{'.'.join(map(str, key))}: {message}")))
+        self.problems.append((order, Problem(where, f"{'.'.join(map(str, key))}: {message}")))
 
 
 def _expected(info: FieldInfo) -> str:
