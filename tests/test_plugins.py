@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vocseg import plugins
-from vocseg.errors import UsageError
+from vocseg.errors import UsageError, shown_path
 from vocseg.plugins import CORE_FILES, bundled, discover, import_file
 from vocseg.registry import MARK, Registry
 
@@ -163,7 +163,7 @@ def test_one_name_in_two_places_is_an_error_and_the_later_place_is_the_one_to_bl
     with pytest.raises(UsageError) as caught:
         discover(project=tmp_path, plugins=tmp_path / "more")
     assert [problem.where for problem in caught.value.problems] == [f"{place}:3" for place in places]
-    assert all(f"loss 'dice' is already defined at {core}:" in p.message for p in caught.value.problems)
+    assert all(f"loss 'dice' is already defined at {shown_path(core)}:" in p.message for p in caught.value.problems)
     assert caught.value.exit_code == 2
 
 

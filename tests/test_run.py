@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -319,3 +320,20 @@ def test_all_that_cannot_be_predicted_is_named_before_anything_is_written(projec
     assert "no image in this folder" in text
     assert "would be written to the same place" in text
     assert not Path(project / "masks").exists()
+
+
+def test_a_shipped_recipe_trains_on_voc_from_a_file_of_encoder_weights(voc_root, tmp_path):
+    torch.manual_seed(1)
+    published = timm.create_model("resnet10t")
+    file = tmp_path / "resnet10t.pth"
+    torch.save(published.state_dict(), file)
+    small = ("data.year=2007", "model.encoder=resnet10t", f"model.weights={file}", "train.epochs=2", "data.batch_size=3")
+    read, _ = load_recipe("transfer_resnet34", overrides=(*small, "augmentation.3.size=64"), data=voc_root)
+    finished = finish(start(read, out=tmp_path / "runs", device="cpu"))
+    assert finished.result["iou"]["sofa"] != finished.result["iou"]["sofa"]  # in no mask and never predicted, or NaN
+    assert (finished.result["images"], finished.result["train_images"]) == (4, 6)
+    kept = load_file(finished.run / "model.safetensors")
+    frozen = {name.removeprefix("encoder."): value for name, value in kept.items() if name.startswith("encoder.")}
+    own = published.state_dict()
+    assert frozen.keys() == {name for name in own if not name.startswith("fc.")}
+    assert all(torch.equal(value, own[name]) for name, value in frozen.items())

@@ -63,7 +63,8 @@ def discover(project: Path | None = None, plugins: Path | None = None) -> Regist
     """
     if plugins is not None and not os.path.isdir(plugins):
         raise UsageError(f"--plugins {plugins}: no such folder")
-    folders = [folder for folder in (_nearest_plugins(project) if project else None, plugins) if folder]
+    nearest = _nearest_plugins(project) if project is not None else None
+    folders = [folder.absolute() for folder in (nearest, plugins) if folder is not None]
     components: list[Component] = []
     broken: list[BrokenPlugin] = []
     seen: set[str] = set()

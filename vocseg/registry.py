@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vocseg.errors import Problem, UsageError, did_you_mean
+from vocseg.errors import Problem, UsageError, did_you_mean, shown_path
 
 HANDED_OVER: dict[str, tuple[str, ...]] = {
     "architecture": ("num_classes",),
@@ -146,21 +146,19 @@ class Component:
         Raises:
             UsageError: the import fails, or leaves no such marked function.
         """
+        where = shown_path(self.source)
         try:
             function = getattr(self.importer(), self.name, None)
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(Problem(self.source, f"{self.kind} '{self.name}' cannot be loaded: {reason}")) from error
+            raise UsageError(Problem(where, f"{self.kind} '{self.name}' cannot be loaded: {reason}")) from error
         mark = getattr(function, MARK, None)
         if function is None or mark is None or mark.kind != self.kind:
             found = f"a function marked {mark.kind}" if mark else "no marked function"
-            raise UsageError(
-                Problem(
-                    self.source,
-                    f"{self.kind} '{self.name}' is there in the source, and once the file is imported that name is "
-                    f"{found}; look for what replaces it further down or wraps it",
-                )
+            message = (
+                f"{self.kind} '{self.name}' stands in the source, and once the file is imported that name is {found}"
             )
+            raise UsageError(Problem(where, f"{message}; look for what replaces or wraps it further down"))
         return function
 
     def build(self, available: dict[str, Any], params: dict[str, Any]) -> Any:
@@ -188,8 +186,8 @@ class Registry:
             if first is not component:
                 problems.append(
                     Problem(
-                        component.source,
-                        f"{component.kind} '{component.name}' is already defined at {first.source}; "
+                        shown_path(component.source),
+                        f"{component.kind} '{component.name}' is already defined at {shown_path(first.source)}; "
                         "rename or delete one of the two",
                     )
                 )
@@ -210,7 +208,7 @@ class Registry:
         """What to tell a user who named a component that is not there."""
         message = f"no {kind} is named '{name}'{did_you_mean(name, self.names(kind))}"
         for plugin in self.broken:
-            message += f" (note: {plugin.file} could not be read: {plugin.reason})"
+            message += f" (note: {shown_path(plugin.file)} could not be read: {plugin.reason})"
         return message
 
     def get(self, kind: str, name: str) -> Component:

@@ -1,4 +1,4 @@
-"""fcn_baseline, transfer_fcn and smp: shapes, parameter counts, layer order, and what they refuse."""
+"""All bundled architectures: shapes, parameter counts, layer order, and what they refuse."""
 
 import socket
 from pathlib import Path
@@ -14,6 +14,7 @@ SMALL = [
     ("fcn_baseline", {}),
     ("transfer_fcn", {"encoder": "resnet10t"}),
     ("smp", {"encoder": "tu-mobilenetv3_small_050"}),
+    ("classifier_fpn", {"encoder": "resnet10t", "width": 32}),
 ]
 DECODERS = (
     "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet",
@@ -196,3 +197,34 @@ def test_every_encoder_of_smp_says_where_its_weights_are() -> None:
         assert cfg["hf_hub_id"].startswith(f"smp-hub/{name}.")
         assert len(cfg["hf_hub_id"].partition("@")[2]) == 40  # a commit
     assert build("smp", encoder="resnet18").encoder.pretrained_cfg == plugin.published("resnet18")
+
+
+def test_the_classifier_pyramid_scores_every_place_with_the_classifier_it_was_given() -> None:
+    network = build("classifier_fpn", encoder="resnet10t", width=32).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = network(image)
+        network.encoder.fc.bias[7] += 1.0  # one ImageNet class is likelier everywhere
+        after = network(image)
+    assert before.shape == (1, 21, 64, 64)
+    assert not torch.equal(before, after)
+
+
+def test_the_classifier_pyramid_takes_lite0_whole() -> None:
+    network = build("classifier_fpn", encoder="tf_efficientnet_lite0")
+    # timm's count of the whole classifier, and a pyramid of 128 channels:
+    # last 1280*128 + 256, scores 1000*128 + 256, pooled 1280*128 + 128, laterals (24+40+112+320)*128 + 4*128,
+    # four smoothings of 9*128*128 + 256, classifier 128*21 + 21.
+    assert count(network.encoder) == 4_652_008
+    pyramid = 164_096 + 128_256 + 163_968 + 64_000 + 4 * 147_712 + 2_709
+    assert count(network) == 4_652_008 + pyramid
+    assert network.stride == 32
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [("mobilenetv3_small_050", "does not read its last map"), ("resnet_34", "did you mean 'resnet34'")],
+)
+def test_the_classifier_pyramid_refuses_what_has_no_such_classifier(encoder: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build("classifier_fpn", encoder=encoder)

@@ -172,10 +172,10 @@ def test_every_problem_is_told_at_once_with_its_line_and_remedy(registry: Regist
 
 
 def test_an_empty_recipe_lacks_three_tables(registry: Registry) -> None:
-    architectures = ", ".join(registry.names("architecture"))
+    architectures, datasets = (", ".join(registry.names(kind)) for kind in ("architecture", "dataset"))
     assert problems(registry, "") == [
         f'x.toml: model: missing; add [model] with name = "…"; known: {architectures}',
-        'x.toml: data: missing; add [data] with name = "…"; known: folder, synthetic, voc',
+        f'x.toml: data: missing; add [data] with name = "…"; known: {datasets}',
         "x.toml: train: missing; add [train]",
     ]
 
@@ -190,10 +190,10 @@ def test_an_empty_recipe_lacks_three_tables(registry: Registry) -> None:
         ("loss = [3]", "x.toml:1: loss.0: expected a table, found 3; write [[loss]]"),
         ("loss = []", "x.toml:1: loss: expected at least one; leave loss out for 'cross_entropy'"),
         ("train = 'x'", 'x.toml:1: train: expected a table, found "x"; write [train]'),
-        ("[model]\nname = 3", "x.toml:2: model.name: expected text, found 3; known: fcn_baseline"),
+        ("[model]\nname = 3", "x.toml:2: model.name: expected text, found 3; known: "),
         ("[model]\nname = ''", "x.toml:2: model.name: no architecture is named ''"),
         ("model = {name = 'fcn_baseline', x = 1}", "x.toml:1: model.x: unknown key; known: name, norm_order, weights"),
-        ("[optimizer]\nlr = 1e-3", "x.toml:1: optimizer.name: missing; known: adam, adamw, sgd"),
+        ("[optimizer]\nlr = 1e-3", "x.toml:1: optimizer.name: missing; known: adam"),
         ("[optimizer]\nname = 'adam'\nepochs = 2", "x.toml:3: optimizer.epochs: unknown key here; it belongs in "),
         ("[train]\nweight = 2", "x.toml:2: train.weight: unknown key here; it belongs in [[loss]]"),
         ("[train]\nmomentum = 0.9", "x.toml:2: train.momentum: unknown key; known: "),
@@ -415,7 +415,7 @@ def test_defaults_are_checked_and_read_as_the_recipe_would_be(tmp_path: Path) ->
 )
 def test_a_fault_of_the_plugin_is_told_at_the_plugin(tmp_path: Path, signature: str, reason: str) -> None:
     (problem,) = problems(with_plugin(tmp_path, signature), NET)
-    assert f"{tmp_path}/plugins/net.py:6: " in problem
+    assert problem.startswith("plugins/net.py:6: ")
     assert reason in problem
 
 
@@ -438,7 +438,7 @@ def test_a_recipe_is_found_by_path_or_bundled_name(tmp_path: Path) -> None:
         ("quickstrat", "no such recipe, neither a file nor a bundled name; did you mean 'quickstart'?"),
         ("quickstart.toml", "did you mean 'quickstart'?"),
         ("mine/experimnt.toml", "did you mean 'mine/experiment.toml'?"),
-        ("nowhere/x.toml", "known: fcn_baseline, quickstart"),
+        ("nowhere/x.toml", "known: fcn_baseline"),
         ("mine", "is a folder, not a recipe"),
         ("x" * 5000, "no such recipe"),
         ("~no-such-user/x.toml", "no such recipe"),

@@ -5,10 +5,11 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
+from annotated_types import MultipleOf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,10 +35,21 @@ def read(path: Path, data: dict[str, Any] | str) -> Recipe:
     return read_recipe(path, REGISTRY)
 
 
+def value_of(annotation: Any) -> st.SearchStrategy[Any]:
+    """What Hypothesis makes of a type; multiples it does not know, and their bounds are multiples themselves."""
+    marks = getattr(annotation, "__metadata__", ())
+    steps = [mark.multiple_of for mark in marks if isinstance(mark, MultipleOf)]
+    if not steps:
+        return st.from_type(annotation)
+    (step,) = steps
+    rest = Annotated[annotation.__origin__, *(mark for mark in marks if not isinstance(mark, MultipleOf))]
+    return st.from_type(rest).map(lambda value: value // step * step)
+
+
 def values(component: Component) -> st.SearchStrategy[dict[str, Any]]:
     """Recipe values for a component's parameters, any of which may be left out if it has a default."""
-    required = {p.name: st.from_type(p.annotation) for p in component.parameters if p.required}
-    optional = {p.name: st.from_type(p.annotation) for p in component.parameters if not p.required}
+    required = {p.name: value_of(p.annotation) for p in component.parameters if p.required}
+    optional = {p.name: value_of(p.annotation) for p in component.parameters if not p.required}
     drawn = st.fixed_dictionaries(required, optional=optional)
     named = drawn.map(lambda params: {"name": component.name, **{k: v for k, v in params.items() if v is not None}})
     return named.filter(lambda table: not without_foreign(json.loads(json.dumps(table)))[1])

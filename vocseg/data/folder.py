@@ -142,7 +142,9 @@ def _seeded_split(names: list[str], split: str, val_fraction: float, seed: int, 
         raise DataError(Problem(str(root), f"no split '{split}'; without data.splits there are train, val and all"))
     least = 1 if split == "all" else 2
     if len(names) < least:
-        raise DataError(Problem(str(root), f"split '{split}' takes at least {least} pair{'s' * (least > 1)}, found {len(names)}"))
+        raise DataError(
+            Problem(str(root), f"split '{split}' takes at least {least} pair{'s' * (least > 1)}, found {len(names)}")
+        )
     if split == "all":
         return names
     # By hash and not by a seeded shuffle: a shuffle of one name more is another shuffle altogether.

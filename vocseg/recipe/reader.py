@@ -306,7 +306,7 @@ class _Reading:
         except TypeError as error:  # a bound that its type cannot have, such as a length for a number
             assert component is not None
             message = f"the parameters of {component.kind} '{component.name}' cannot be checked: {error}"
-            self.problems.append(((1, 0), Problem(component.source, message)))
+            self.problems.append(((1, 0), Problem(shown_path(component.source), message)))
             return None
         except ValidationError as error:
             # A location goes on into union members and array items; the first of each key is enough.
@@ -331,7 +331,7 @@ class _Reading:
                 assert component is not None
                 expected, found = _expected(fields[name]), _shown(defaults[name])
                 message = f"the default of '{name}' breaks its own type: expected {expected}, found {found}"
-                self.problems.append(((1, 0), Problem(component.source, message)))
+                self.problems.append(((1, 0), Problem(shown_path(component.source), message)))
         return None
 
     def cross_check(self, parts: Mapping[str, Part], train: Train | None, stopping: EarlyStopping | None) -> None:

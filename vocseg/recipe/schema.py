@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from vocseg.errors import Problem, UsageError
+from vocseg.errors import Problem, UsageError, shown_path
 from vocseg.recipe.describe import split_doc
 from vocseg.registry import Component
 
@@ -178,5 +178,8 @@ def table_model(place: Place, component: Component) -> type[Named]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            Problem(component.source, f"the parameters of {place.kind} '{component.name}' cannot be checked: {reason}")
+            Problem(
+                shown_path(component.source),
+                f"the parameters of {place.kind} '{component.name}' cannot be checked: {reason}",
+            )
         ) from error
