@@ -216,7 +216,16 @@ def test_a_damaged_state_costs_no_more_than_the_work_since_the_one_before(projec
     folder = interrupted(project, lambda e: isinstance(e, Epoch) and e.epoch == 2)
     newest = folder / json.loads((folder / "state.json").read_text())["states"][0]["file"]
     newest.write_bytes(newest.read_bytes()[:-7])
-    assert finish(resume(folder, device="cpu")).result["epochs"] == 3
+    started, *_, finished = resume(folder, device="cpu")
+    assert "damaged" in started.notes[0]
+    assert finished.result["epochs"] == 3
+
+
+def test_stopping_early_waits_for_a_validation_so_that_there_are_weights_to_keep(project):
+    rules = ("early_stopping={metric='train_loss', mode='max', patience=1}", "evaluate.every=4", "train.epochs=9")
+    finished = run(project, *rules, "schedule.warmup_epochs=0")
+    assert finished.result["epochs"] % 4 == 0 or finished.result["epochs"] == 9
+    assert (finished.run / "model.safetensors").is_file()
 
 
 def test_a_run_that_ended_is_not_resumed(project):

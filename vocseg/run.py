@@ -41,6 +41,7 @@ class Started:
     steps_per_epoch: int
     first_epoch: int
     first_step: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
     if folder.result.is_file():
         raise UsageError(Problem(str(path), f"this run has ended; its figures are in {folder.result}"))
     recipe = run_recipe(folder)
-    state, _ = load_state(folder.path)
+    state, problems = load_state(folder.path)
     job = build(recipe, device, pretrained=False)
     job.training.load(state["training"])
     board = _Scoreboard(recipe)
     board.load(state["scoreboard"])
-    yield from _execute(job, folder, board)
+    yield from _execute(job, folder, board, tuple(f"{problem}; going on from the state before" for problem in problems))
 
 
 def run_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
@@ -109,7 +110,8 @@ class _Scoreboard:
             value = epoch.metric(self.rule.metric)
             if value is not None:
                 self.stopper.update(value, epoch.epoch)
-                self.stopped = self.stopper.waited >= self.rule.patience
+                # Only validated weights can be kept: with evaluate.every above 1 the next validation is waited for.
+                self.stopped = self.stopper.waited >= self.rule.patience and epoch.miou is not None
         if epoch.miou is None:
             return False
         if self.keep == "last":
@@ -129,7 +131,7 @@ class _Scoreboard:
         self.stopped = state["stopped"]
 
 
-def _execute(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
+def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, ...] = ()) -> Iterator[Event]:
     training, recipe = job.training, job.recipe
     yield Started(
         run=folder.path,
@@ -143,6 +145,7 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]
         steps_per_epoch=training.steps_per_epoch,
         first_epoch=training.epoch,
         first_step=training.step,
+        notes=notes,
     )
 
     saved = time.monotonic()

@@ -177,7 +177,7 @@ def describe(event: Started) -> list[str]:
     ]
     if event.first_epoch or event.first_step:
         lines.append(f"resumed in epoch {event.first_epoch + 1}, after step {event.first_step}")
-    return lines
+    return [*lines, *event.notes]
 
 
 def describe_epoch(event: Epoch, started: Started) -> str:
