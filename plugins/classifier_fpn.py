@@ -33,7 +33,7 @@ def classifier_fpn(
     (Long et al. 2015, arXiv:1411.4038). All of the classifier is the encoder, for weights, freezing and learning rate.
 
     Args:
-        encoder: a convolutional network of timm whose classifier reads its last map: `resnet34`, `tf_efficientnet_lite0`.
+        encoder: a convolutional network of timm whose classifier reads its last map, such as `resnet34`.
         width: channels of the pyramid.
         dropout: share of the pyramid's channels left out in training.
     """

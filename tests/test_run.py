@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -139,6 +140,19 @@ def test_a_run_leaves_a_folder_that_explains_it(project):
     assert [r["epoch"] for r in records] == [1, 2, 3]
     with (finished.run / "metrics.csv").open() as file:
         assert [float(row["miou"]) for row in csv.DictReader(file)] == [r["miou"] for r in records]
+
+
+def test_a_plugin_package_is_kept_whole_and_scored_from_the_copy(project):
+    package = project / "plugins" / "tiny"
+    package.mkdir()
+    (project / "plugins" / "tiny.py").unlink()
+    (package / "__init__.py").write_text('"""A package."""\n')
+    (package / "network.py").write_text(PLUGIN.replace("from vocseg", "from .sizes import WIDTH\n\nfrom vocseg", 1))
+    (package / "sizes.py").write_text("WIDTH = 8\n")
+    finished = run(project, "train.epochs=1", "schedule.warmup_epochs=0")
+    assert {p.name for p in (finished.run / "plugins" / "tiny").iterdir()} >= {"__init__.py", "network.py", "sizes.py"}
+    shutil.rmtree(project / "plugins")
+    assert next(score(finished.run, device="cpu")).total == 4
 
 
 def test_the_result_has_the_figures_that_are_promised(project):
@@ -336,7 +350,13 @@ def test_a_shipped_recipe_trains_on_voc_from_a_file_of_encoder_weights(voc_root,
     published = timm.create_model("resnet10t")
     file = tmp_path / "resnet10t.pth"
     torch.save(published.state_dict(), file)
-    small = ("data.year=2007", "model.encoder=resnet10t", f"model.weights={file}", "train.epochs=2", "data.batch_size=3")
+    small = (
+        "data.year=2007",
+        "model.encoder=resnet10t",
+        f"model.weights={file}",
+        "train.epochs=2",
+        "data.batch_size=3",
+    )
     read, _ = load_recipe("transfer_resnet34", overrides=(*small, "augmentation.3.size=64"), data=voc_root)
     finished = finish(start(read, out=tmp_path / "runs", device="cpu"))
     assert finished.result["iou"]["sofa"] != finished.result["iou"]["sofa"]  # in no mask and never predicted, or NaN

@@ -11,9 +11,9 @@ import click
 from vocseg.cli import options
 
 if TYPE_CHECKING:
-    from vocseg.recipe.reader import Recipe
     from vocseg.data.dataset import Dataset
     from vocseg.data.stats import Stats
+    from vocseg.recipe.reader import Recipe
 
 QUIET_SECONDS = 5.0
 """Without a terminal, what takes less than this says nothing of its progress."""
