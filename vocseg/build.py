@@ -97,10 +97,12 @@ class Network:
     stride: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scales: tuple[float, ...]
+    flip: bool
 
     def predictor(self, placement: Placement, module: nn.Module | None = None) -> Predictor:
         mean, std = (torch.tensor(v, dtype=torch.float32, device=placement.device) for v in (self.mean, self.std))
-        return Predictor(module or self.module, placement, self.stride, mean, std)
+        return Predictor(module or self.module, placement, self.stride, mean, std, self.scales, self.flip)
 
 
 def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) -> Network:
@@ -148,7 +150,8 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }[recipe.data.settings.normalize]
-    return Network(module, backbone, stride_of(module), tuple(mean), tuple(std))
+    looks = recipe.evaluate
+    return Network(module, backbone, stride_of(module), tuple(mean), tuple(std), looks.scales, looks.flip)
 
 
 def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Dataset]) -> Loss:

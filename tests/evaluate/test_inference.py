@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +77,29 @@ def test_a_mapping_gives_its_auxiliary_logits_at_full_size():
 def test_logits_of_another_size_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match="upsample them"):
         outputs(nn.AvgPool2d(4), torch.randn(1, 3, 64, 64), stride=32)
+
+
+def test_looking_twice_averages_probabilities():
+    class LeftIsOne(nn.Module):
+        """Class 1 in the left half of whatever it is shown."""
+
+        def forward(self, images):
+            left = (torch.arange(images.shape[-1]) < images.shape[-1] / 2).float() * 4 - 2
+            ones = left.expand(images.shape[0], 1, *images.shape[-2:])
+            return torch.cat([-ones, ones], dim=1)
+
+    half = torch.tensor([0.5, 0.5, 0.5])
+    image = np.zeros((32, 64, 3), np.uint8)
+    once = Predictor(LeftIsOne(), Placement(torch.device("cpu"), "fp32"), 32, half, half)
+    mirrored = replace(once, flip=True)
+    assert once.logits(image).argmax(1)[0, 0].tolist() == [1] * 32 + [0] * 32
+    # The mirrored look says 1 on the right, so that both classes are equally likely everywhere.
+    assert torch.allclose(mirrored.logits(image).exp(), torch.full((1, 2, 32, 64), 0.5))
+
+
+def test_looking_at_other_sizes_gives_logits_of_the_images_own_size():
+    rng = np.random.default_rng(0)
+    image = np.repeat(rng.integers(0, 2, (40, 50, 1)).astype(np.uint8) * 255, 3, axis=2)
+    found = replace(predictor(BrightOrDark()), scales=(0.5, 1.0, 1.3)).logits(image)
+    assert found.shape == (1, 2, 40, 50)
+    assert torch.allclose(found.exp().sum(1), torch.ones(1, 40, 50), atol=1e-5)

@@ -11,6 +11,7 @@ from vocseg.errors import UsageError
 from vocseg.plugins import bundled, discover, import_file
 
 SMALL = [
+    ("mini_unet", {}),
     ("fcn_baseline", {}),
     ("transfer_fcn", {"encoder": "resnet10t"}),
     ("smp", {"encoder": "tu-mobilenetv3_small_050"}),
@@ -228,3 +229,14 @@ def test_the_classifier_pyramid_takes_lite0_whole() -> None:
 def test_the_classifier_pyramid_refuses_what_has_no_such_classifier(encoder: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build("classifier_fpn", encoder=encoder)
+
+
+def test_the_mini_unet_has_the_layers_it_says() -> None:
+    network = build("mini_unet", num_classes=7)
+    assert network.stride == 16
+    strides = [m.stride[0] for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride[0] > 1]
+    assert strides == [2, 2, 2, 2]
+    # Widths w = 16: 16, 32, 64, 96. Strided convolutions 9*(3*16 + 16*32 + 32*64 + 64*96) = 78,768 and their norms
+    # 2*208; residual blocks 2*(9*w*w + 2*w) for 32, 64, 96, 96 = 424,576; skips 32*(208) + 4*32 = 6,784;
+    # three decoder convolutions 3*(9*32*32 + 2*32) = 27,840; classifier 32*7 + 7 = 231.
+    assert count(network) == 78_768 + 416 + 18_560 + 73_984 + 2 * 166_272 + 6_784 + 27_840 + 231

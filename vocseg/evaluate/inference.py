@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class Predictor:
     Attributes:
         stride: what image sides are padded to a multiple of.
         mean, std: (3,) float32 of 0…1, on the device.
+        scales: sizes at which each image is looked at, as factors on its own.
+        flip: look at the mirrored image too.
     """
 
     network: nn.Module
@@ -30,12 +33,30 @@ class Predictor:
     stride: int
     mean: Tensor
     std: Tensor
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     def logits(self, image: NDArray[np.uint8]) -> Tensor:
-        """(h, w, 3) uint8 RGB to (1, c, h, w) float32 logits on the device. The network must be in eval mode."""
-        pixels = torch.tensor(image)[None].to(self.placement.device)
-        with torch.inference_mode(), self.placement.autocast():
-            return outputs(self.network, normalize(pixels, self.mean, self.std), self.stride)["out"]
+        """(h, w, 3) uint8 RGB to (1, c, h, w) float32 logits on the device. The network must be in eval mode.
+
+        Where an image is looked at in several ways, their probabilities are averaged, and the logarithm is given.
+        """
+        height, width = image.shape[:2]
+        with torch.inference_mode():
+            pixels = normalize(torch.tensor(image)[None].to(self.placement.device), self.mean, self.std)
+            looks = []
+            for scale in self.scales:
+                size = max(1, round(height * scale)), max(1, round(width * scale))
+                scaled = pixels if scale == 1 else F.interpolate(pixels, size, mode="bilinear", antialias=True)
+                for mirrored in (False, True) if self.flip else (False,):
+                    with self.placement.autocast():
+                        found = outputs(self.network, scaled.flip(-1) if mirrored else scaled, self.stride)["out"]
+                    found = found.flip(-1) if mirrored else found
+                    looks.append(found if scale == 1 else F.interpolate(found, (height, width), mode="bilinear"))
+            if len(looks) == 1:
+                return looks[0]
+            mean = torch.stack([look.softmax(1) for look in looks]).mean(0)
+            return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,11 @@ class Evaluate(Table):
         Literal["miou", "pixel_accuracy", "val_loss", "last"],
         Field(description="which weights are kept: the best by this metric, or those of the last epoch"),
     ] = "miou"
+    scales: Annotated[
+        tuple[Annotated[float, Field(ge=0.1, le=4)], ...],
+        Field(min_length=1, description="sizes at which an image is looked at; the probabilities are averaged"),
+    ] = (1.0,)
+    flip: Annotated[bool, Field(description="look at the mirrored image too")] = False
 
 
 @dataclass(frozen=True)
