@@ -1,0 +1,93 @@
+"""The state a run goes on from, and the weights it leaves: tensors and plain data, checked before they are read.
+
+A state is a file of its own, `state-<step>.pt`, and `state.json` names it with its SHA-256 and the one before it.
+`state.json` is replaced last, so that it always names a whole file.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from vocseg.errors import EnvironmentFault, Problem
+from vocseg.runs.files import write_bytes, write_json
+
+KEPT = 2  # states: the last, and one more should the last be damaged
+
+
+def save_state(folder: Path, state: dict[str, Any], step: int) -> None:
+    """Saves a state and forgets all but the last two.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written; earlier states are untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    name = f"state-{step:08d}.pt"
+    write_bytes(folder / name, data)
+    entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
+    entries = [entry, *(e for e in _entries(folder) if e["file"] != name)]
+    write_json(folder / "state.json", {"states": entries[:KEPT]})
+    for old in entries[KEPT:]:
+        (folder / old["file"]).unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The newest state that is whole, on the CPU, and what was wrong with newer ones.
+
+    Raises:
+        EnvironmentFault: there is no state, or none is whole.
+    """
+    problems = []
+    for entry in _entries(folder):
+        path = folder / entry["file"]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            problems.append(Problem(str(path), f"cannot be read: {error.strerror}"))
+            continue
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            problems.append(Problem(str(path), "damaged: its SHA-256 is not the one in state.json"))
+            continue
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), problems
+    raise EnvironmentFault(
+        *problems, Problem(str(folder), "no state to resume from; start the recipe again without --resume")
+    )
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads((folder / "state.json").read_bytes())["states"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes weights or counts as safetensors, with plain data to go along."""
+    # Tied weights share memory, which the format refuses; contiguous clones are what a reader expects anyway.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    # One key: the format keeps several in no order, and equal runs should leave equal files.
+    write_bytes(path, save_safetensors(plain, metadata={"vocseg": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads what `save_tensors` wrote.
+
+    Raises:
+        EnvironmentFault: the file is missing or damaged.
+    """
+    try:
+        return load_safetensors(path.read_bytes())
+    except OSError as error:
+        raise EnvironmentFault(Problem(str(path), f"cannot be read: {error.strerror}; did the run end?")) from None
+    except Exception as error:  # safetensors raises its own type for anything wrong inside
+        raise EnvironmentFault(Problem(str(path), f"damaged: {error}")) from None
