@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -366,3 +368,67 @@ def test_a_shipped_recipe_trains_on_voc_from_a_file_of_encoder_weights(voc_root,
     own = published.state_dict()
     assert frozen.keys() == {name for name in own if not name.startswith("fc.")}
     assert all(torch.equal(value, own[name]) for name, value in frozen.items())
+
+
+def test_time_that_runs_out_during_a_validation_adds_no_epoch_of_no_steps(project):
+    # Long enough for the first step, and over before the last validated image.
+    events = start(recipe(project, "train.minutes=1e-3", "train.epochs=500"), out=project / "runs", device="cpu")
+    for event in events:
+        if type(event).__name__ == "Scored":
+            time.sleep(0.07)
+    records = (event.run / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(record)["train_loss"] > 0 for record in records)
+    assert event.result["epochs"] == len(records)
+
+
+def test_a_prediction_never_overwrites_what_it_was_made_from(project):
+    finished = run(project, "train.epochs=1", "schedule.warmup_epochs=0")
+    photos = project / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.jpg", "b_overlay.jpg"):
+        Image.new("RGB", (8, 8)).save(photos / name)
+    with pytest.raises(DataError, match="would overwrite"):
+        list(predict(finished.run, [photos / "a.png"], out=photos))
+    with pytest.raises(DataError, match="same place"):
+        list(predict(finished.run, [photos / "b.jpg", photos / "b_overlay.jpg"]))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ('raise IndexError("my own mistake")', "IndexError: my own mistake; `vocseg check tiny` tries one batch"),
+        ("return images[..., ::4, ::4]", "upsample them in its forward"),
+        ("return images[:, :2]", "Error"),
+    ],
+)
+def test_a_plugin_that_fails_in_training_is_an_error_of_training(project, code, message):
+    wrong = f'''
+class Wrong(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(__import__("torch").ones(1))
+
+    def forward(self, images):
+        images = images * self.weight
+        {code}
+
+
+@architecture
+def wrong(num_classes: int) -> nn.Module:
+    """Fails."""
+    return Wrong()
+'''
+    (project / "plugins" / "wrong.py").write_text("from torch import nn\nfrom vocseg import architecture\n" + wrong)
+    with pytest.raises(TrainingError, match="(?s)" + re.escape(message)):
+        run(project, "model.name=wrong", "optimizer.encoder_lr=1.0")
+
+
+def test_an_optimizer_without_a_learning_rate_of_its_own_trains_at_its_torch_default(project):
+    (project / "plugins" / "plain.py").write_text(
+        "import torch\nfrom vocseg import optimizer\n\n\n@optimizer\ndef plain(params, *, momentum: float = 0.5):\n"
+        '    """SGD at a rate of its own."""\n    return torch.optim.SGD(params, lr=0.02, momentum=momentum)\n'
+    )
+    text = (project / "tiny.toml").read_text().replace('name = "adamw"\nlr = 1e-2', 'name = "plain"')
+    (project / "tiny.toml").write_text(text)
+    steps = [e for e in start(recipe(project), out=project / "runs", device="cpu") if isinstance(e, Step)]
+    assert max(step.lr for step in steps) == pytest.approx(0.02)

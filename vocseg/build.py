@@ -3,6 +3,7 @@
 With `run.py`, `score.py` and the command line, the only code that sees a recipe.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,9 +165,24 @@ def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Datase
     return weighted_sum([(part.settings.weight, build_part(part, available)) for part in recipe.losses])
 
 
+def build_optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
+    """The recipe's optimizer over a network that is where it will train; the encoder has its own learning rate."""
+    part = recipe.optimizer
+    optimizer = build_part(part, {"params": parameter_groups(network.module, network.backbone)})
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        found = type(optimizer).__name__
+        raise UsageError(Problem(part.component.source, f"optimizer '{part.name}' returned {found}, not an Optimizer"))
+    for group in optimizer.param_groups:
+        if group.get("name") == "encoder":
+            group["lr"] *= part.settings.encoder_lr
+    return optimizer
+
+
 def choose_placement(recipe: Recipe, device: str) -> Placement:
     chosen = choose_device(device)
-    return Placement(chosen, choose_precision(recipe.train.precision, chosen), recipe.train.channels_last)
+    # Batch norm's backward pass fails on channels_last images on MPS (pytorch/pytorch#188371).
+    channels_last = recipe.train.channels_last and chosen.type != "mps"
+    return Placement(chosen, choose_precision(recipe.train.precision, chosen), channels_last)
 
 
 @dataclass(frozen=True)
@@ -211,8 +227,8 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         fill=(round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2])),  # zero once normalised
     )
     placement.place(network.module)
-    lr = float(recipe.optimizer.params.get("lr", 1.0))
-    groups = parameter_groups(network.module, network.backbone, lr, recipe.optimizer.settings.encoder_lr)
+    optimizer = build_optimizer(recipe, network)
+    lr = float(optimizer.param_groups[0]["lr"])
     per_epoch = steps_per_epoch(len(batches), settings.accumulate)
     steps = settings.epochs * per_epoch
     warmup = round(recipe.schedule.settings.warmup_epochs * per_epoch)
@@ -224,7 +240,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         backbone=network.backbone,
         batches=batches,
         loss=loss,
-        optimizer=build_part(recipe.optimizer, {"params": groups}),
+        optimizer=optimizer,
         schedule=with_warmup(schedule, warmup),
         placement=placement,
         stride=network.stride,
@@ -244,8 +260,12 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
 
 
 def _memory_bytes() -> int:
-    """The machine's memory; 4 GiB where it cannot be asked."""
+    """The machine's memory, or the container's where that has less; 4 GiB where it cannot be asked."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 4 << 30
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+            total = min(total, int(Path(limit).read_text()))
+    return total

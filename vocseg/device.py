@@ -24,6 +24,16 @@ class Placement:
         memory = torch.channels_last if self.channels_last else torch.contiguous_format
         return network.to(self.device, memory_format=memory)  # type: ignore[call-overload]
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Moves a tensor to the device; to CUDA without waiting for it, which takes memory that is pinned."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def lay_out(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (b, c, h, w) in the memory format of the network."""
+        return images if self.channels_last else images.contiguous()
+
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{name}, {self.precision}"

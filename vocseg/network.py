@@ -69,13 +69,12 @@ def set_training(network: nn.Module, backbone: nn.Module | None, frozen: bool) -
         backbone.train(not frozen)
 
 
-def parameter_groups(network: nn.Module, backbone: nn.Module | None, lr: float, encoder_lr: float) -> list[dict]:
-    """Parameter groups for the optimizer: the rest of the network, and the encoder with its own learning rate."""
+def parameter_groups(network: nn.Module, backbone: nn.Module | None) -> list[dict]:
+    """Parameter groups for the optimizer: the encoder's, where there is one, and before it the others'."""
     inside = {id(p) for p in backbone.parameters()} if backbone is not None else set()
     rest = [p for p in network.parameters() if id(p) not in inside]
     encoder = [p for p in network.parameters() if id(p) in inside]
-    groups = [{"params": rest, "lr": lr}] if rest else []
-    return groups + ([{"params": encoder, "lr": lr * encoder_lr}] if encoder else [])
+    return [{"params": group, "name": name} for name, group in (("decoder", rest), ("encoder", encoder)) if group]
 
 
 def count_parameters(network: nn.Module) -> int:

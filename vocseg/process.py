@@ -22,6 +22,6 @@ def prepare_process() -> None:
             mallopt = ctypes.CDLL(None).mallopt
         except (AttributeError, OSError):  # another C library, such as musl
             return
-        mallopt(_MMAP_THRESHOLD, _GIB)
+        _ = mallopt(_MMAP_THRESHOLD, _GIB) or mallopt(_MMAP_THRESHOLD, 32 << 20)  # glibc before 2.35 takes no more
         mallopt(_TRIM_THRESHOLD, 2 * _GIB - 1)
         mallopt(_TOP_PAD, 64 << 20)

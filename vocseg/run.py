@@ -11,7 +11,7 @@ from torch import nn
 
 from vocseg.build import Job, build
 from vocseg.device import peak_memory_bytes
-from vocseg.errors import Interrupted, Problem, TrainingError, UsageError
+from vocseg.errors import EnvironmentFault, Interrupted, Problem, TrainingError, UsageError, VocsegError
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.inference import Evaluation, Scored, evaluate
 from vocseg.network import count_parameters
@@ -153,18 +153,38 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
         try:
             for event in _train_and_score(job, folder, board):
                 yield event
-                due = time.monotonic() - saved >= recipe.train.checkpoint_minutes * 60
+                # Kept weights and the state that knows of them belong together.
+                kept = isinstance(event, Epoch) and board.best.epoch == event.epoch
+                due = kept or time.monotonic() - saved >= recipe.train.checkpoint_minutes * 60
                 if not board.trained and (due or stop.signal_number):
                     _save(job, folder, board)
                     saved = time.monotonic()
                 if stop.signal_number and not isinstance(event, Finished):
                     raise Interrupted(
-                        f"stopped in epoch {training.epoch + 1} of {training.epochs}, all saved; "
+                        f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
                         f"go on with: vocseg run --resume {folder.path}",
                         stop.signal_number,
                     )
         except TrainingError as error:
             raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
+        except VocsegError:
+            raise
+        except OSError as error:
+            raise EnvironmentFault(Problem(str(folder.path), f"{error.strerror or error}; free space?")) from error
+        except Exception as error:  # out of memory, or something inside a plugin
+            raise TrainingError(
+                _explain(error, job), Problem(str(folder.path), "what was saved before is kept")
+            ) from error
+
+
+def _explain(error: Exception, job: Job) -> str:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text:
+        text += "; lower data.batch_size (and raise train.accumulate to keep its effect), the crop, or evaluate.scales"
+    else:
+        text += f"; `vocseg check {job.recipe.name}` tries one batch, and --debug shows where it happened"
+    epoch = min(job.training.epoch + 1, job.training.epochs)
+    return f"epoch {epoch}: {type(error).__name__}: {text}"
 
 
 def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
@@ -199,14 +219,15 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
     result = _result(job, board, kept)
     counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
     save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
-    epochs = folder.read_metrics()
-    write_pictures(folder.path, result, kept, epochs, predictor, job.val)
-    write_json(folder.result, result)  # last: its presence says that the run has ended
+    write_json(folder.result, result)  # its presence says that the run has ended; pictures are no part of that
+    write_pictures(folder.path, result, kept, folder.read_metrics(), predictor, job.val)
     yield Finished(folder.path, result)
 
 
 def _save(job: Job, folder: RunFolder, board: _Scoreboard) -> None:
     training = job.training
+    if not torch.isfinite(training.loss_sum):
+        return  # a state to resume from must not lead straight back here
     done = training.epoch * training.steps_per_epoch + training.step
     save_state(folder.path, {"training": training.state(), "scoreboard": board.state()}, done)
 

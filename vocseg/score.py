@@ -1,6 +1,7 @@
 """Using a run's weights: scoring them on any split, and segmenting images."""
 
 import json
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from vocseg.build import build_loss, build_network, choose_placement, open_split
 from vocseg.data.images import read_image
-from vocseg.errors import DataError, Problem
+from vocseg.errors import DataError, Problem, UsageError
 from vocseg.evaluate.confusion import class_map
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.inference import Predictor, Scored, evaluate
@@ -33,10 +34,16 @@ def score(
         split: any split of the run's data set; None for the one it validated on.
     """
     folder = RunFolder.open(path)
-    root = [f"data.root={json.dumps(str(data.absolute()))}"] if data else []
-    recipe = run_recipe(folder, root)
+    place = data or os.environ.get("VOCSEG_DATA")
+    root = Path(place).expanduser().absolute() if place else None
+    recipe = run_recipe(folder, [f"data.root={json.dumps(str(root), ensure_ascii=False)}"] if root else [])
     split = split or recipe.data.settings.val
     dataset = open_split(recipe, split)
+    classes, _ = folder.read_classes()
+    if list(dataset.classes) != classes:
+        raise DataError(
+            f"{path}: the run knows the classes {', '.join(classes)}; the data has {', '.join(dataset.classes)}"
+        )
     loss = build_loss(recipe, len(dataset.classes), lambda: open_split(recipe, recipe.data.settings.train))
     predictor = _predictor(folder, recipe, len(dataset.classes), device)
     evaluation = yield from evaluate(predictor, dataset, loss)
@@ -70,8 +77,8 @@ def predict(
     run's `predictions/`); images of a folder keep their place below it.
 
     Raises:
-        DataError: an image is missing or unreadable, or two would be written to one name; all are named, and
-            nothing is written.
+        DataError: images are missing, or would be written over each other or over a source; all are named, and
+            nothing is written. Or an image cannot be read; those before it are written.
     """
     folder = RunFolder.open(path)
     recipe = run_recipe(folder)
@@ -82,10 +89,15 @@ def predict(
         image = read_image(source)
         mask = class_map(predictor.logits(image))[0].cpu().numpy()
         target.parent.mkdir(parents=True, exist_ok=True)
-        mask_file, overlay_file = target.with_name(f"{target.name}.png"), target.with_name(f"{target.name}_overlay.png")
+        mask_file, overlay_file = files_of(target)
         save_palette_mask(mask, mask_file, palette)
         Image.fromarray(overlay(image, mask, palette)).save(overlay_file)
         yield Predicted(source, mask_file, overlay_file, done, len(targets))
+
+
+def files_of(target: Path) -> tuple[Path, Path]:
+    """The mask's and the overlay's file of a prediction."""
+    return target.with_name(f"{target.name}.png"), target.with_name(f"{target.name}_overlay.png")
 
 
 def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
@@ -106,12 +118,18 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             found.append((path, out / path.stem))
         else:
             problems.append(Problem(str(path), "no such image or folder"))
-    seen: dict[Path, Path] = {}
+    sources = {source.resolve() for source, _ in found}
+    written: dict[Path, Path] = {}
     for source, target in found:
-        first = seen.setdefault(target, source)
-        if first != source:
-            same = f"would be written to the same place as {first}; predict them apart with --out"
-            problems.append(Problem(str(source), same))
+        for file in files_of(target):
+            first = written.setdefault(file, source)
+            if first != source:
+                same = f"would be written to the same place as {first}; predict them apart with --out"
+                problems.append(Problem(str(source), same))
+                break
+            if file.resolve() in sources:
+                problems.append(Problem(str(source), f"its prediction would overwrite {file}; choose another --out"))
+                break
     if problems:
         raise DataError(*problems)
     return found
@@ -121,6 +139,11 @@ def _predictor(folder: RunFolder, recipe: Recipe, num_classes: int, device: str)
     """The run's network with its kept weights, ready to predict."""
     placement = choose_placement(recipe, device)
     network = build_network(recipe, num_classes, pretrained=False)
-    network.module.load_state_dict(load_tensors(folder.weights))
+    try:
+        network.module.load_state_dict(load_tensors(folder.weights))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        changed = f"the architecture '{recipe.model.name}' is not the one of the run any more: {reason}"
+        raise UsageError(Problem(str(folder.weights), changed)) from error
     placement.place(network.module).eval()
     return network.predictor(placement)

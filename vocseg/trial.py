@@ -73,7 +73,7 @@ def _report(job: Job, pixels: torch.Tensor, loss: float, activations: int) -> di
     if training.limit_seconds is not None:
         plan += f", at most {training.limit_seconds / 60:g} minutes"
     if stop is not None:
-        plan += f", stopping when {stop.metric} has not improved for {stop.patience} validations"
+        plan += f", stopping when {stop.metric} has not improved {stop.patience} times"
     batch, height, width = pixels.shape[:3]
     return {
         "recipe": recipe.name,

@@ -21,7 +21,7 @@ def test_the_newest_state_is_the_one_that_is_loaded(tmp_path):
 def test_only_two_states_are_kept(tmp_path):
     for step in (10, 20, 30):
         save_state(tmp_path, state(step), step)
-    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["state-00000020.pt", "state-00000030.pt"]
+    assert sorted(p.name[:15] for p in tmp_path.glob("*.pt")) == ["state-00000020-", "state-00000030-"]
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path):
@@ -34,7 +34,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
 def test_one_flipped_bit_is_noticed_and_the_state_before_is_used(tmp_path, position):
     for step in (10, 20):
         save_state(tmp_path, state(step), step)
-    newest = tmp_path / "state-00000020.pt"
+    (newest,) = tmp_path.glob("state-00000020-*.pt")
     data = bytearray(newest.read_bytes())
     data[position] ^= 1
     newest.write_bytes(data)
@@ -45,8 +45,8 @@ def test_one_flipped_bit_is_noticed_and_the_state_before_is_used(tmp_path, posit
 
 def test_without_a_whole_state_every_reason_is_named(tmp_path):
     save_state(tmp_path, state(10), 10)
-    (tmp_path / "state-00000010.pt").unlink()
-    with pytest.raises(EnvironmentFault, match=r"(?s)state-00000010.pt: cannot be read.*no state to resume from"):
+    next(tmp_path.glob("*.pt")).unlink()
+    with pytest.raises(EnvironmentFault, match=r"(?s)state-00000010-\w+.pt: cannot be read.*no state to resume from"):
         load_state(tmp_path)
 
 

@@ -176,7 +176,8 @@ def describe(event: Started) -> list[str]:
         f"run folder {event.run}",
     ]
     if event.first_epoch or event.first_step:
-        lines.append(f"resumed in epoch {event.first_epoch + 1}, after step {event.first_step}")
+        epoch = min(event.first_epoch + 1, event.epochs)
+        lines.append(f"resumed in epoch {epoch}, after step {event.first_step}")
     return [*lines, *event.notes]
 
 
@@ -200,7 +201,7 @@ def print_figures(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 100
     low, high = result["miou_interval"]

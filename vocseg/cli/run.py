@@ -10,9 +10,7 @@ from vocseg.cli import options
 @click.command("run")
 @click.argument("recipe", required=False)
 @options.recipe_options
-@click.option(
-    "--out", type=options.FOLDER, default="runs", show_default=True, help="Folder that holds <recipe>/<time>-<id>."
-)
+@click.option("--out", type=options.FOLDER, help="Folder that holds <recipe>/<time>-<id>; runs if left out.")
 @options.device
 @click.option("--resume", type=options.FOLDER, metavar="RUN", help="Go on with an interrupted run folder.")
 @click.option("--fetch", is_flag=True, help="Fetch the data set first, if it is not there.")
@@ -24,7 +22,7 @@ def command(
     data: Path | None,
     seed: int | None,
     plugins: Path | None,
-    out: Path,
+    out: Path | None,
     device: str,
     resume: Path | None,
     fetch: bool,
@@ -42,7 +40,7 @@ def command(
 
     if (recipe is None) == (resume is None):
         raise UsageError("vocseg run takes a RECIPE, or --resume RUN")
-    if resume is not None and (overrides or data or seed is not None or plugins or fetch):
+    if resume is not None and (overrides or data or seed is not None or plugins or fetch or out):
         raise UsageError("--resume goes on with the run's own recipe; it takes --device, --quiet and --json only")
     read = None
     if recipe is not None:
@@ -62,6 +60,6 @@ def command(
 
     reporter = reporters.choose(quiet=quiet, as_json=as_json)
     if read is not None:
-        reporter.follow(run.start(read, out=out, device=device))
+        reporter.follow(run.start(read, out=out or Path("runs"), device=device))
     elif resume is not None:
         reporter.follow(run.resume(resume, device=device))

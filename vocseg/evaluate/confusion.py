@@ -28,6 +28,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {tuple(truth.shape)} and prediction {tuple(prediction.shape)} differ in shape")
+    if truth.device.type == "mps":  # its int64 scatter_add_ is not to be relied on
+        truth, prediction = truth.cpu(), prediction.cpu()
     # Void and anything else outside gets a bin of its own, the last, which must hold void alone.
     pairs = truth.to(torch.int32) * num_classes + prediction.to(torch.int32)
     outside = (truth >= num_classes) | (prediction >= num_classes)

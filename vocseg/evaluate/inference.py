@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vocseg.data.dataset import Dataset
 from vocseg.device import Placement
+from vocseg.errors import UsageError
 from vocseg.evaluate.confusion import class_map, confusion_matrix
 from vocseg.evaluate.scores import Counts, marginals
 from vocseg.network import normalize, outputs
@@ -43,7 +44,8 @@ class Predictor:
         """
         height, width = image.shape[:2]
         with torch.inference_mode():
-            pixels = normalize(torch.tensor(image)[None].to(self.placement.device), self.mean, self.std)
+            pixels = normalize(self.placement.send(torch.tensor(image)[None]), self.mean, self.std)
+            pixels = self.placement.lay_out(pixels)
             looks = []
             for scale in self.scales:
                 size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -98,6 +100,11 @@ def predict_dataset(
             if index + 1 < len(dataset):
                 ahead = reader.submit(dataset.read, index + 1)
             logits = predictor.logits(image)
+            if logits.shape[1] != len(dataset.classes):
+                raise UsageError(
+                    f"the network gives {logits.shape[1]} classes, and the data has {len(dataset.classes)}; "
+                    "its architecture should use num_classes"
+                )
             truth = torch.tensor(mask, device=device)
             with torch.inference_mode():
                 prediction = class_map(logits)[0]

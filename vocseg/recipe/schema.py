@@ -84,7 +84,7 @@ class Train(Table):
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where the device is fast at it")
     ] = "auto"
-    channels_last: bool = True
+    channels_last: Annotated[bool, Field(description="lay images out by pixel, which is faster; never on MPS")] = True
     compile: Annotated[bool, Field(description="torch.compile the network")] = False
     accumulate: Annotated[int, Field(ge=1, description="batches whose gradients make one step")] = 1
     clip: Annotated[float | None, Field(gt=0, description="largest norm of the gradient")] = None
@@ -103,7 +103,7 @@ class EarlyStopping(Table):
 
     metric: Metric = "miou"
     mode: Annotated[Literal["auto", "min", "max"], Field(description="auto: min for losses, else max")] = "auto"
-    patience: Annotated[int, Field(ge=1, description="validations without a better value")] = 5
+    patience: Annotated[int, Field(ge=1, description="values without a better one")] = 5
 
 
 class Evaluate(Table):

@@ -1,6 +1,6 @@
 """The state a run goes on from, and the weights it leaves: tensors and plain data, checked before they are read.
 
-A state is a file of its own, `state-<step>.pt`, and `state.json` names it with its SHA-256 and the one before it.
+A state is a file of its own, `state-<step>-<id>.pt`, and `state.json` names it with its SHA-256 and the one before it.
 `state.json` is replaced last, so that it always names a whole file.
 """
 
@@ -29,10 +29,11 @@ def save_state(folder: Path, state: dict[str, Any], step: int) -> None:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getvalue()
-    name = f"state-{step:08d}.pt"
+    data = buffer.getbuffer()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"state-{step:08d}-{digest[:8]}.pt"  # never the name of another state that state.json still points to
     write_bytes(folder / name, data)
-    entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
+    entry = {"file": name, "sha256": digest, "step": step}
     entries = [entry, *(e for e in _entries(folder) if e["file"] != name)]
     write_json(folder / "state.json", {"states": entries[:KEPT]})
     for old in entries[KEPT:]:

@@ -11,7 +11,7 @@ from typing import Any
 from vocseg.errors import EnvironmentFault, Problem
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replaces a file's content in one step that survives a crash or a full disk: the old content or the new.
 
     Raises:

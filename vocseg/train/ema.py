@@ -9,7 +9,7 @@ from torch import nn
 class Ema:
     """Keeps an average of a network's weights and batch-norm statistics.
 
-    The decay grows from 0 towards its final value over the first steps, so that the average does not drag the
+    The decay grows towards its final value over the first steps, so that the average does not drag the
     random start along: after n updates it is min(decay, (1 + n) / (10 + n)).
 
     Attributes:

@@ -162,11 +162,12 @@ def train(
     epoch; at each of them `training` is consistent and can be saved. Whoever stops iterating stops the training.
 
     Raises:
-        TrainingError: the loss is not finite, or the device's memory does not suffice.
+        TrainingError: the loss is not finite.
     """
     t = training
     forward: Callable[[Tensor], Any] = torch.compile(t.network) if t.compile else t.network
-    while t.epoch < t.epochs:
+    # A run whose time was up before this epoch began has been validated already.
+    while t.epoch < t.epochs and not (t.epoch > 0 and t.step == 0 and t.out_of_time):
         set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
         images_before, seconds_before = t.images, t.seconds_training
         clock = time.perf_counter()
@@ -196,13 +197,16 @@ def train(
         speed = (t.images - images_before) / max(t.seconds_training - seconds_before, 1e-9)
         done = t.epoch + 1
         val_loss = miou = accuracy = None
+        t.seconds += (now := time.perf_counter()) - clock
+        clock = now
         last = done == t.epochs or t.out_of_time
+        lr = t.last_lr
         if done % t.validate_every == 0 or last:
             evaluation = yield from validate(t.scored_network)
             figures = scores(evaluation.matrix)
             val_loss, miou, accuracy = evaluation.loss, figures.miou, figures.pixel_accuracy
-        lr = t.last_lr
-        t.seconds += time.perf_counter() - clock
+            t.seconds += time.perf_counter() - clock
+            last = last or t.out_of_time  # validated just now, so that it may end here
         t.epoch, t.step = done, 0
         t.loss_sum = torch.zeros_like(t.loss_sum)
         yield Epoch(done, train_loss, val_loss, miou, accuracy, lr, speed, t.seconds)
@@ -213,28 +217,19 @@ def train(
 def _optimizer_step(t: Training, forward: Callable[[Tensor], Any], batches: Iterator) -> tuple[Tensor, int]:
     """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
     total, seen = torch.zeros((), device=t.placement.device), 0
-    try:
-        for _ in range(min(t.accumulate, len(t.batches))):
-            pixels, labels = next(batches)
-            pixels = pixels.to(t.placement.device, non_blocking=True)
-            target = labels.to(t.placement.device, non_blocking=True).long()
-            images = normalize(pixels, t.mean, t.std)
-            if not t.placement.channels_last:
-                images = images.contiguous()
-            with t.placement.autocast():
-                named = outputs(forward, images, t.stride)
-            loss = combined_loss(t.loss, named, target) / min(t.accumulate, len(t.batches))
-            loss.backward()
-            total += loss.detach()
-            seen += len(pixels)
-        if t.clip is not None:
-            torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip, foreach=True)
-        t.optimizer.step()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(
-            f"epoch {t.epoch + 1}, step {t.step + 1}: out of memory; lower data.batch_size (and raise "
-            f"train.accumulate to keep its effect) or the crop size ({str(error).splitlines()[0]})"
-        ) from error
+    for _ in range(min(t.accumulate, len(t.batches))):
+        pixels, labels = (t.placement.send(tensor) for tensor in next(batches))
+        target = labels.long()
+        images = t.placement.lay_out(normalize(pixels, t.mean, t.std))
+        with t.placement.autocast():
+            named = outputs(forward, images, t.stride)
+        loss = combined_loss(t.loss, named, target) / min(t.accumulate, len(t.batches))
+        loss.backward()
+        total += loss.detach()
+        seen += len(pixels)
+    if t.clip is not None:
+        torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
+    t.optimizer.step()
     t.optimizer.zero_grad(set_to_none=True)
     if t.ema is not None:
         t.ema.update(t.network)
