@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vocseg import dataset
 from vocseg.data.dataset import Dataset
-from vocseg.data.images import first_ten, read_pair
+from vocseg.data.images import first_ten, read_lines, read_pair
 from vocseg.errors import DataError, Problem, UsageError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -124,11 +124,7 @@ def _read_list(path: Path) -> list[str]:
     if path.stem not in known:
         have = f"there are {', '.join(known)}" if known else "there is no list at all"
         raise DataError(Problem(str(path), f"no such split; {have}"))
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(Problem(str(path), f"the list cannot be read: {error}")) from error
-    names = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
+    names = [unicodedata.normalize("NFC", line.strip()) for line in read_lines(path) if line.strip()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(Problem(str(path), f"named more than once: {first_ten(repeated)}"))

@@ -96,6 +96,18 @@ def read_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[NDAr
     return image, mask
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a split list.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(Problem(str(path), f"the list cannot be read: {error}")) from error
+
+
 def first_ten(things: Sequence[object]) -> str:
     """The first ten of many, and how many more there are, for messages that name what is wrong."""
     text = ", ".join(map(str, things[:10]))

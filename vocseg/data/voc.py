@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vocseg import dataset
 from vocseg.data.dataset import Dataset
-from vocseg.data.images import first_ten, read_pair
+from vocseg.data.images import first_ten, read_lines, read_pair
 from vocseg.errors import DataError, Problem
 
 VOC_CLASSES = (
@@ -84,10 +84,7 @@ def _read_list(folder: Path, split: str, year: int) -> dict[str, tuple[str, str]
     if split not in splits:
         known = f"VOC{year} has {', '.join(splits)}" if splits else "there is no list at all"
         raise DataError(Problem(str(path), f"no such split; {known}{remedy if aug or not splits else ''}"))
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(Problem(str(path), f"the list cannot be read: {error}")) from error
+    lines = read_lines(path)
 
     masks = "SegmentationClassAug" if aug else "SegmentationClass"
     pairs: dict[str, tuple[str, str]] = {}
