@@ -1,5 +1,6 @@
 """Small data sets on disk, for the tests of everything that reads files."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vocseg.report.palette import save_palette_mask
+
+# The tests run in several processes; a thread for every core in each of them would be in the others' way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # VOC's ids of aeroplane, cat and person, and a colour for each that tells it from the rest.
 COLOURS = {0: (90, 90, 90), 1: (210, 60, 50), 8: (60, 190, 70), 15: (60, 80, 220)}

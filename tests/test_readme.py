@@ -28,7 +28,7 @@ def block(label: str) -> str:
 def test_both_commands_are_one_line_that_a_shell_takes():
     assert block("quickstart").count("\n") == block("tests").count("\n") == 1
     assert block("quickstart").strip().endswith("vocseg run recipes/quickstart.toml")
-    assert block("tests").strip().endswith("pytest")
+    assert block("tests").strip().endswith("pytest -n auto")
 
 
 def test_the_newcomers_path_leads_from_a_folder_of_images_to_predictions(tmp_path):
