@@ -159,11 +159,11 @@ def test_one_name_in_two_places_is_an_error_and_the_later_place_is_the_one_to_bl
         tmp_path / "more" / "d.py",
     ]
     for i, place in enumerate(places):
-        write_plugin(place, "dice", tail=f"# {i}\n")
+        write_plugin(place, "focal", tail=f"# {i}\n")
     with pytest.raises(UsageError) as caught:
         discover(project=tmp_path, plugins=tmp_path / "more")
     assert [problem.where for problem in caught.value.problems] == [f"{place}:3" for place in places]
-    assert all(f"loss 'dice' is already defined at {shown_path(core)}:" in p.message for p in caught.value.problems)
+    assert all(f"loss 'focal' is already defined at {shown_path(core)}:" in p.message for p in caught.value.problems)
     assert caught.value.exit_code == 2
 
 

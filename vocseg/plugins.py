@@ -25,7 +25,9 @@ from vocseg.signature import read_components
 PACKAGE = Path(__file__).parent
 CORE_FILES = (
     "components/losses.py",
+    "components/overlap_losses.py",
     "components/augmentations.py",
+    "components/mixing.py",
     "components/optimizers.py",
     "components/schedules.py",
     "components/initializers.py",

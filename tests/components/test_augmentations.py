@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vocseg.components.augmentations import (
     affine,
     blur,
+    class_balanced_crop,
     color_jitter,
     crop,
     horizontal_flip,
@@ -27,9 +28,11 @@ from vocseg.errors import UsageError
 from vocseg.plugins import discover
 
 MOVING = {
-    "affine", "crop", "horizontal_flip", "pad", "random_scale", "resize", "rotation", "vertical_flip"
+    "affine", "class_balanced_crop", "crop", "horizontal_flip", "pad", "random_scale", "resize", "rotation",
+    "vertical_flip",
 }  # fmt: skip
 COLOURING = {"blur", "color_jitter"}
+MIXING = {"copy_paste", "cutmix"}  # tested in test_mixing.py
 CELL = 12
 quick = settings(max_examples=20, deadline=None)
 
@@ -38,7 +41,7 @@ Augmented = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 def components() -> list:
     found = [c for c in discover() if c.kind == "augmentation" and c.origin == "vocseg"]
-    assert {c.name for c in found} == MOVING | COLOURING
+    assert {c.name for c in found} == MOVING | COLOURING | MIXING
     return found
 
 
@@ -251,6 +254,91 @@ def test_a_crop_that_finds_no_foreground_still_crops(size: int):
     image, mask = coordinates(60, 80)
     for labels in (np.zeros_like(mask), np.full_like(mask, VOID)):
         assert apply(crop(size=size, foreground=1.0), (image, labels))[1].shape == (size, size)
+
+
+def test_a_class_balanced_crop_sees_small_classes_as_often_as_large_ones():
+    image, mask = coordinates(60, 80)
+    mask[:] = 0  # 4,800 pixels, of which 1, 12 and 600 are other classes and 200 are void
+    mask[40, 70] = 4
+    mask[5:8, 5:9] = 9
+    mask[20:40, :30] = 20
+    mask[:20, 70:] = VOID
+    # A window of one pixel is the pixel that was drawn: a quarter of 2,000 each, ± 4 deviations of 19.4.
+    drawn = [int(apply(class_balanced_crop(size=1), (image, mask), seed)[1][0, 0]) for seed in range(2000)]
+    counts = {label: drawn.count(label) for label in set(drawn)}
+    assert counts.keys() == {0, 4, 9, 20}
+    assert all(422 < count < 578 for count in counts.values())
+
+
+@quick
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    window=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+)
+def test_a_class_balanced_crop_holds_a_labelled_pixel_and_lies_where_a_crop_may(seed, size, window):
+    image, mask = coordinates(*size)
+    mask[:] = VOID
+    rng = np.random.default_rng(seed)
+    y, x = rng.integers(size[0]), rng.integers(size[1])
+    mask[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 7  # of a pixel's size at least where every third is looked at
+    sample = Sample(image, mask, fill=(0, 0, 0))
+    class_balanced_crop(size=window)(sample, rng)
+    assert sample._matrix is not None
+    left, top = -sample._matrix[:2, 2]
+    assert (sample.mask == 7).any()
+    for start, s, w in ((top, size[0], window[0]), (left, size[1], window[1])):
+        assert min(0, s - w) <= start <= max(0, s - w)
+
+
+def test_a_class_balanced_crop_finds_what_is_turned_scaled_and_only_partly_in_view():
+    image, mask = coordinates(100, 100)
+    mask[:] = 0
+    mask[:50] = 3
+    mask[90:, 90:] = 5  # out of view once its corner is cut off
+    seen = set()
+    for seed in range(30):
+        sample = Sample(image, mask)
+        sample.transform(np.array([[0.0, 2, 0], [2.0, 0, 0], [0, 0, 1]]), (170, 170))
+        class_balanced_crop(size=1)(sample, np.random.default_rng(seed))
+        seen.add(int(sample.mask[0, 0]))
+    assert seen == {0, 3}
+
+
+@pytest.mark.parametrize("pixel", [(4, 7), (7, 4), (100, 127)])
+def test_a_class_balanced_crop_that_looks_at_every_third_pixel_knows_which(pixel: tuple[int, int]):
+    # The smaller side of a window of 128 is looked at every 3 pixels, at 1, 4, 7, …
+    mask = np.full((200, 200), VOID, np.uint8)
+    mask[pixel] = 1
+    for seed in range(50):
+        sample = Sample(np.zeros((200, 200, 3), np.uint8), mask)
+        class_balanced_crop(size=128)(sample, np.random.default_rng(seed))
+        assert np.count_nonzero(sample.mask == 1) == 1
+
+
+def test_a_class_balanced_crop_takes_each_window_around_its_pixel_equally_often():
+    image, mask = coordinates(9, 12)
+    mask[:] = VOID
+    mask[1, 6] = 2
+    tops, lefts = [], []
+    for seed in range(600):
+        window, _ = apply(class_balanced_crop(size=4), (image, mask), seed)
+        lefts.append(int(window[0, 0, 0]) // 2)
+        tops.append(int(window[0, 0, 1]) // 2)
+    # Row 1 is in the windows from rows 0 and 1, column 6 in those from columns 3 to 6. ± 4 deviations of 12.2 and 10.6.
+    assert {y: abs(tops.count(y) - 300) < 49 for y in set(tops)} == {0: True, 1: True}
+    assert {x: abs(lefts.count(x) - 150) < 43 for x in set(lefts)} == dict.fromkeys(range(3, 7), True)
+
+
+@pytest.mark.parametrize("size", [5, 40, 200])
+def test_a_class_balanced_crop_of_nothing_but_void_is_a_crop(size: int):
+    image, mask = coordinates(60, 80)
+    _, labels = apply(class_balanced_crop(size=size), (image, np.full_like(mask, VOID)))
+    assert labels.shape == (size, size)
+    assert (labels == VOID).all()
+    for seed in range(5):
+        plain, never = (apply(a, (image, mask), seed) for a in (crop(size=size), class_balanced_crop(size=size, p=0.0)))
+        assert np.array_equal(plain[0], never[0])
 
 
 def test_pad_adds_void_right_and_below_and_cuts_nothing():

@@ -46,18 +46,75 @@ def test_images_that_fill_no_batch_are_left_out_but_never_all_of_them():
 
 
 def test_repeat_shows_each_image_that_often_each_time_augmented_anew():
-    batches = TrainingBatches(numbered(2), [], batch_size=1, seed=0, repeat=3)
+    batches = TrainingBatches(numbered(3), [], batch_size=2, seed=0, repeat=4)
     assert len(batches) == 6
-    assert sorted(flat(seen(batches))) == [0, 0, 0, 1, 1, 1]
-    noisy = TrainingBatches(numbered(1), [noise], batch_size=2, seed=0, repeat=2)
-    (images, _), *_ = noisy.epoch(0)
-    assert not torch.equal(images[0], images[1])
+    assert sorted(flat(seen(batches))) == [0] * 4 + [1] * 4 + [2] * 4
+    noisy = TrainingBatches(numbered(3), [noise], batch_size=12, seed=0, repeat=4)
+    shown = [images.numpy().tobytes() for epoch in (0, 1) for images in next(noisy.epoch(epoch))[0]]
+    assert len(set(shown)) == 24
+
+
+def log_of(found):
+    """A step that notes the number of each image it sees, and of the partner it draws."""
+
+    def mix(sample, rng):
+        found.append((int(sample.image[0, 0, 0]), int(sample.partner(rng).image[0, 0, 0])))
+
+    return mix
+
+
+def test_partners_are_drawn_from_all_images_equally_often():
+    found = []
+    list(TrainingBatches(numbered(4), [log_of(found)], batch_size=4, seed=0, repeat=100).epoch(0))
+    partners = [partner for _, partner in found]
+    assert [abs(partners.count(i) - 100) < 35 for i in range(4)] == [True] * 4  # 4 deviations of 8.7
+    assert len(set(found)) == 16
+
+
+def test_a_partner_has_been_through_the_steps_before_with_draws_of_its_own():
+    views = []
+
+    def add(sample, rng):
+        sample.image = sample.image + np.uint8(10 * rng.integers(1, 4))
+
+    def mix(sample, rng):
+        views.append((int(sample.image[0, 0, 0]), int(sample.partner(rng).image[0, 0, 0])))
+        sample.image = sample.image + np.uint8(100)
+
+    list(TrainingBatches(numbered(1), [add, mix, add], batch_size=2, seed=0, repeat=60).epoch(0))
+    assert set(views) == {(a, b) for a in (10, 20, 30) for b in (10, 20, 30)}
+
+
+def test_a_partner_may_be_mixed_itself_where_two_steps_mix():
+    depths = []
+
+    def mix(sample, rng):
+        partner = sample.partner(rng)
+        sample.image = np.maximum(sample.image, partner.image) + np.uint8(1)
+        depths.append(int(sample.image[0, 0, 0]))
+
+    batches = TrainingBatches(numbered(1), [mix, mix, mix], batch_size=1, seed=0, workers=1)
+    list(batches.epoch(0))
+    # Each step makes one more than the step before made, of sample and partner alike; the third has a partner of two
+    # steps, which has one of one, and so on: 1 + 2 + 4 mixtures.
+    assert sorted(depths) == [1, 1, 1, 1, 2, 2, 3]
+
+
+def test_without_a_partner_asked_for_no_second_image_is_read():
+    reads = []
+    plain = numbered(5)
+    counting = Dataset(plain.classes, plain.names, lambda i: (reads.append(i), plain.read(i))[1])
+    list(TrainingBatches(counting, [noise], batch_size=5, seed=0).epoch(0))
+    assert sorted(reads) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_the_pixels_of_an_epoch_do_not_depend_on_the_number_of_threads(workers):
+    def mix(sample, rng):
+        sample.image = sample.image // 2 + sample.partner(rng).image // 2
+
     def epoch(n):
-        batches = TrainingBatches(numbered(9), [noise], batch_size=2, seed=5, workers=n)
+        batches = TrainingBatches(numbered(9), [noise, mix, noise, mix], batch_size=2, seed=5, workers=n)
         return torch.stack([images for images, _ in batches.epoch(3)])
 
     assert torch.equal(epoch(workers), epoch(3))

@@ -1,5 +1,7 @@
 """A sample's geometry: exact where it can be, void wherever it is invented, and the same for image and mask."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 
 from vocseg.data.dataset import VOID
 from vocseg.data.sample import Sample
+from vocseg.errors import UsageError
 
 FILL = (124, 116, 104)
 
@@ -134,6 +137,43 @@ def test_labels_of_another_size_or_type_are_refused(wrong):
         sample.mask = wrong
     with pytest.raises(ValueError, match=r"expected uint8 pixels of shape \(6, 8, 3\)"):
         sample.image = np.stack([wrong] * 3, axis=-1)
+
+
+@given(st.integers(-40, 40), st.integers(-40, 40), st.integers(1, 50), st.integers(1, 50))
+def test_a_crop_moves_the_view_to_that_corner(y, x, height, width):
+    cropped, shifted = noise(23, 31), noise(23, 31)
+    cropped.crop(y, x, (height, width))
+    shifted.transform(shift(-x, -y), (height, width))
+    np.testing.assert_array_equal(cropped.image, shifted.image)
+    np.testing.assert_array_equal(cropped.mask, shifted.mask)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 9])
+def test_labels_looked_at_are_those_in_the_middle_of_each_cell(step):
+    sample = noise(23, 31)
+    for matrix in (np.eye(3), mirror(31), np.array([[0.0, 1, 4], [-1, 0, 29], [0, 0, 1]])):
+        sample.transform(matrix)
+        found = sample.labels_every(step)
+        assert sample._matrix is not None
+        np.testing.assert_array_equal(found, copy.copy(sample).mask[step // 2 :: step, step // 2 :: step])
+    assert noise(2, 2).labels_every(8).shape == (1, 1)
+
+
+def test_a_partner_is_what_the_sample_was_given_to_draw():
+    other, rng = noise(4, 5), np.random.default_rng(0)
+    given_to = []
+    sample = Sample(
+        np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8), FILL, lambda r: given_to.append(r) or other
+    )
+    assert sample.partner(rng) is other
+    assert given_to == [rng]
+
+
+def test_a_sample_without_partners_tells_how_to_give_it_some():
+    with pytest.raises(
+        UsageError, match=r"no partner; the loader provides it, elsewhere pass Sample\(image, mask, draw_"
+    ):
+        noise(4, 5).partner(np.random.default_rng(0))
 
 
 def steps() -> st.SearchStrategy[NDArray[np.float64]]:

@@ -5,16 +5,16 @@ pixels only compose the sample's geometry, so that image and mask go together, t
 invented, and pixels are computed once, for the last view. Two things follow. Colour and blur compute the pixels of the
 view they find, so they belong after the crop. And a step after a crop that looks past its edge, a rotation say, finds
 the image's own pixels there as long as none of those has come between.
+
+Not here: augmentations that take a second sample (`mixing.py`).
 """
 
-import copy
 from collections.abc import Callable
 from typing import Annotated
 
 import cv2
 import numpy as np
 from annotated_types import Interval
-from numpy.typing import NDArray
 
 from vocseg import augmentation
 from vocseg.data.dataset import VOID
@@ -44,7 +44,7 @@ def random_scale(
     Raises:
         UsageError: the range is upside down.
     """
-    low, high = _ordered("random_scale.scale", scale)
+    low, high = ordered("random_scale.scale", scale)
 
     def augment(sample: Sample, rng: np.random.Generator) -> None:
         factor = rng.uniform(low, high)
@@ -88,7 +88,31 @@ def crop(*, size: Side | tuple[Side, Side], foreground: Probability = 0.0) -> Au
             y, x = _foreground_corner(sample, window, rng)
         else:
             y, x = _corner(sample.size, window, rng)
-        sample.transform(_shift(-x, -y), window)
+        sample.crop(y, x, window)
+
+    return augment
+
+
+@augmentation
+def class_balanced_crop(*, size: Side | tuple[Side, Side], p: Probability = 1.0) -> Augment:
+    """Cuts out a window that holds a class drawn at random, so that small ones are seen as often as large ones.
+
+    A class is drawn from those that the image holds, the background among them, then a pixel of it, then one of the
+    windows `crop` could have cut out that hold this pixel. What is narrower than a fortieth of the window may be
+    overlooked.
+
+    Args:
+        size: side of a square, or [height, width].
+        p: how often; otherwise the window is that of `crop`.
+    """
+    window = _pair(size)
+
+    def augment(sample: Sample, rng: np.random.Generator) -> None:
+        if p and rng.random() < p:
+            y, x = _class_corner(sample, window, rng)
+        else:
+            y, x = _corner(sample.size, window, rng)
+        sample.crop(y, x, window)
 
     return augment
 
@@ -166,7 +190,7 @@ def affine(
     Raises:
         UsageError: the range of `scale` is upside down.
     """
-    low, high = _ordered("affine.scale", scale)
+    low, high = ordered("affine.scale", scale)
 
     def augment(sample: Sample, rng: np.random.Generator) -> None:
         if rng.random() >= p:
@@ -228,7 +252,7 @@ def blur(*, sigma: tuple[Deviation, Deviation] = (0.1, 2.0), p: Probability = 0.
     Raises:
         UsageError: the range is upside down.
     """
-    low, high = _ordered("blur.sigma", sigma)
+    low, high = ordered("blur.sigma", sigma)
 
     def augment(sample: Sample, rng: np.random.Generator) -> None:
         if rng.random() < p:
@@ -256,7 +280,8 @@ def _corner(size: tuple[int, int], window: tuple[int, int], rng: np.random.Gener
 def _foreground_corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
     """Upper left corner (y, x) of a window that holds foreground, if there is one to be found."""
     step = max(1, min(window) // 32)
-    foreground = _coarse_foreground(sample, step)
+    labels = sample.labels_every(step)
+    foreground = (labels > 0) & (labels != VOID)
     cells = (window[0] // step) * (window[1] // step)
     best, most = (0, 0), -1
     for _ in range(_CROP_TRIES):
@@ -270,12 +295,20 @@ def _foreground_corner(sample: Sample, window: tuple[int, int], rng: np.random.G
     return best
 
 
-def _coarse_foreground(sample: Sample, step: int) -> NDArray[np.bool_]:
-    """Where the view has foreground, sampled every `step` pixels; the sample's own geometry stays pending."""
-    height, width = sample.size
-    preview = copy.copy(sample)
-    preview.transform(np.diag([1 / step, 1 / step, 1.0]), (-(-height // step), -(-width // step)))
-    return (preview.mask > 0) & (preview.mask != VOID)
+def _class_corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Upper left corner (y, x) of a window around a pixel of a random class; of any, where all is void."""
+    step = max(1, min(*window, *sample.size) // 64) | 1  # odd, so that the middle of a cell is that of a pixel
+    labels = sample.labels_every(step)
+    present = np.unique(labels[labels != VOID])
+    if not present.size:
+        return _corner(sample.size, window, rng)
+    cell = rng.choice(np.flatnonzero(labels == rng.choice(present)))
+    pixel = (int(i) * step + step // 2 for i in divmod(cell, labels.shape[1]))
+    y, x = (
+        int(rng.integers(max(min(0, s - w), i - w + 1), min(max(0, s - w), i), endpoint=True))
+        for s, w, i in zip(sample.size, window, pixel, strict=True)
+    )
+    return y, x
 
 
 def _shift(x: float, y: float) -> Matrix:
@@ -297,7 +330,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _ordered(key: str, limits: tuple[float, float]) -> tuple[float, float]:
+def ordered(key: str, limits: tuple[float, float]) -> tuple[float, float]:
     low, high = limits
     if low > high:
         raise UsageError(Problem(key, f"expected [least, largest], found [{low:g}, {high:g}]; swap the two"))

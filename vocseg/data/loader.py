@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -89,12 +90,20 @@ class TrainingBatches:
 
     def sample(self, epoch: int, position: int) -> Pair:
         """One augmented sample: image (h, w, 3) uint8 and mask (h, w) uint8."""
-        index = position % len(self.dataset)
-        sample = Sample(*self.dataset.read(index), fill=self.fill)
         rng = np.random.default_rng((self.seed, epoch, position))
-        for augment in self.augmentations:
-            augment(sample, rng)
+        sample = self._augmented(position % len(self.dataset), rng, len(self.augmentations))
         return sample.image, sample.mask
+
+    def _augmented(self, index: int, rng: np.random.Generator, steps: int) -> Sample:
+        """An image after the first so many augmentations. Each can draw partners that have been as far as it."""
+        sample = Sample(*self.dataset.read(index), fill=self.fill)
+        for step, augment in enumerate(self.augmentations[:steps]):
+            sample.draw_partner = partial(self._partner, step)
+            augment(sample, rng)
+        return sample
+
+    def _partner(self, steps: int, rng: np.random.Generator) -> Sample:
+        return self._augmented(int(rng.integers(len(self.dataset))), rng, steps)
 
     def _stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         sizes = {mask.shape for _, mask in pairs}

@@ -5,6 +5,7 @@ they cannot come apart; what lies outside the source is void in the mask by cons
 pixels of the final crop are ever computed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vocseg.data.dataset import VOID
+from vocseg.errors import Problem, UsageError
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism; OpenCV's own would fight torch for the cores
 
@@ -25,14 +27,22 @@ class Sample:
         image: (h, w, 3) uint8 RGB.
         mask: (h, w) uint8, class ids or 255.
         fill: the RGB colour of image pixels that lie outside the source.
+        draw_partner: rng -> another sample that has been as far as this one; the loader gives it.
     """
 
-    def __init__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], fill: tuple[int, int, int] = (124, 116, 104)):
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        mask: NDArray[np.uint8],
+        fill: tuple[int, int, int] = (124, 116, 104),
+        draw_partner: "Callable[[np.random.Generator], Sample] | None" = None,
+    ):
         self._image = image
         self._mask = mask
         self._matrix: Matrix | None = None  # source pixel -> view pixel, homogeneous 3x3
         self._size = mask.shape[:2]
         self.fill = fill
+        self.draw_partner = draw_partner
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,6 +57,39 @@ class Sample:
         """
         self._matrix = matrix if self._matrix is None else matrix @ self._matrix
         self._size = self._size if size is None else size
+
+    def crop(self, y: int, x: int, size: tuple[int, int]) -> None:
+        """Moves the view to a window of it, or beyond: its upper left corner, its (height, width)."""
+        self.transform(np.array([[1.0, 0.0, -x], [0.0, 1.0, -y], [0.0, 0.0, 1.0]]), size)
+
+    def labels_every(self, step: int) -> NDArray[np.uint8]:
+        """The labels at the middle of each cell of `step` by `step` pixels; cells cut off before theirs are left out.
+
+        For looking for a place: it computes no pixel of the image, and the geometry stays pending.
+        """
+        coarse = np.diag([1 / step, 1 / step, 1.0])
+        matrix = coarse if self._matrix is None else coarse @ self._matrix
+        height, width = (max(1, (s + (step - 1) // 2) // step) for s in self._size)
+        return _warp(self._mask, matrix, (height, width), cv2.INTER_NEAREST, VOID)
+
+    def partner(self, rng: np.random.Generator) -> "Sample":
+        """A second sample to mix with this one: a random image of the training split, which may be this one's own.
+
+        It has been through all augmentations before the one that asks, with what they draw from `rng`, and is the
+        caller's to change. Reading and augmenting it costs as much as the sample itself did.
+
+        Raises:
+            UsageError: this sample was made outside of a loader, without partners.
+        """
+        if self.draw_partner is None:
+            raise UsageError(
+                Problem(
+                    "augmentation",
+                    "it needs a second training sample to mix with, and this one has no partner; the loader provides "
+                    "it, elsewhere pass Sample(image, mask, draw_partner=lambda rng: Sample(...))",
+                )
+            )
+        return self.draw_partner(rng)
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -87,20 +130,20 @@ class Sample:
                 source, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
             )
             to_source = np.diag([width / source.shape[1], height / source.shape[0], 1.0])
-        self._image = self._warp(source, self._matrix @ to_source, cv2.INTER_LINEAR, self.fill)
-        self._mask = self._warp(self._mask, self._matrix, cv2.INTER_NEAREST, VOID)
+        self._image = _warp(source, self._matrix @ to_source, self._size, cv2.INTER_LINEAR, self.fill)
+        self._mask = _warp(self._mask, self._matrix, self._size, cv2.INTER_NEAREST, VOID)
         self._matrix = None
 
-    def _warp(self, pixels: NDArray[Any], matrix: Matrix, interpolation: int, outside: Any) -> Any:
-        height, width = self._size
-        return cv2.warpAffine(
-            pixels,
-            _centred(matrix),
-            (width, height),
-            flags=interpolation,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=outside,
-        )
+
+def _warp(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], interpolation: int, outside: Any) -> Any:
+    return cv2.warpAffine(
+        pixels,
+        _centred(matrix),
+        size[::-1],
+        flags=interpolation,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=outside,
+    )
 
 
 def _centred(matrix: Matrix) -> Matrix:
