@@ -165,7 +165,7 @@ def test_the_result_has_the_figures_that_are_promised(project):
         "images_per_second", "peak_memory_bytes", "minutes", "device", "precision",
     }  # fmt: skip
     counts = load_file(finished.run / "counts.safetensors")
-    assert counts["per_image"].shape == (4, 3, 7)
+    assert counts["per_image"].shape == (4, 4, 7)
     assert torch.equal(counts["per_image"].sum(0)[1], counts["confusion"].sum(1))
     assert scores(counts["confusion"].numpy()).miou == result["miou"]
     low, high = result["miou_interval"]

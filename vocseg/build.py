@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from vocseg.components.schedules import with_warmup
 from vocseg.data.dataset import Dataset
 from vocseg.data.loader import TrainingBatches, cached
 from vocseg.data.stats import class_pixels
-from vocseg.data.weights import imagenet_weights, load_weights, normalization
+from vocseg.data.weights import Filled, imagenet_weights, load_weights, normalization, published_weights
 from vocseg.device import Placement, choose_device, choose_precision
 from vocseg.errors import DataError, Problem, UsageError, VocsegError
-from vocseg.evaluate.inference import Predictor
-from vocseg.network import backbone_of, parameter_groups, stride_of
+from vocseg.evaluate.inference import Looks, Predictor
+from vocseg.network import Normalization, backbone_of, choose_normalization, parameter_groups, stride_of
 from vocseg.plugins import discover
 from vocseg.recipe.prepare import load_recipe
 from vocseg.recipe.reader import Part, Recipe
@@ -91,19 +92,18 @@ def build_part(part: Part, available: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Network:
-    """A built network, its pretrained part, and what its images must look like."""
+    """A built network, its pretrained part, what its images must look like, and how it is shown them."""
 
     module: nn.Module
     backbone: nn.Module | None
     stride: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scales: tuple[float, ...]
-    flip: bool
+    normalization: Normalization
+    looks: Looks
+    filled: Filled | None = None  # what `model.weights` was loaded into
 
     def predictor(self, placement: Placement, module: nn.Module | None = None) -> Predictor:
-        mean, std = (torch.tensor(v, dtype=torch.float32, device=placement.device) for v in (self.mean, self.std))
-        return Predictor(module or self.module, placement, self.stride, mean, std, self.scales, self.flip)
+        normalization = self.normalization.to(placement.device)
+        return Predictor(module or self.module, placement, self.stride, normalization, self.looks)
 
 
 def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) -> Network:
@@ -115,6 +115,7 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
     Raises:
         UsageError: the architecture cannot be built, or the weights are another network's.
         EnvironmentFault: the weights cannot be had.
+        DataError: what was downloaded are not the published weights.
     """
     torch.manual_seed(recipe.seed)
     component, settings = recipe.model.component, recipe.model.settings
@@ -137,22 +138,37 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
     weights = settings.weights if pretrained else "none"
     fill = build_part(recipe.initializer, {})
     initialize(module, fill, backbone if weights != "none" else None)
-    if weights != "none":
-        file = Path(weights)
-        if weights == "imagenet":
-            assert backbone is not None  # the recipe reader refuses "imagenet" without one
-            own = os.environ.get("VOCSEG_WEIGHTS")
-            beside_data = Path(recipe.data.settings.root) / "weights"
-            file = imagenet_weights(backbone, [Path(own), beside_data] if own else [beside_data])
-        load_weights(backbone or module, file, name=component.name)
-    mean, std = {
-        "auto": normalization(backbone if backbone is not None else module),
-        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    }[recipe.data.settings.normalize]
-    looks = recipe.evaluate
-    return Network(module, backbone, stride_of(module), tuple(mean), tuple(std), looks.scales, looks.flip)
+    filled = _fill_from(weights, recipe, module, backbone, num_classes) if weights != "none" else None
+    pretrained_with = normalization(module if backbone is None or settings.weights == "published" else backbone)
+    scored = recipe.evaluate
+    return Network(
+        module,
+        backbone,
+        stride_of(module),
+        choose_normalization(recipe.data.settings.normalize, pretrained_with),
+        Looks(scored.scales, scored.flip, scored.window, scored.overlap),
+        filled,
+    )
+
+
+def _fill_from(weights: str, recipe: Recipe, module: nn.Module, backbone: nn.Module | None, num_classes: int) -> Filled:
+    """Loads published weights, or a file of the whole network or of its encoder."""
+
+    def other_classes() -> dict[str, torch.Size]:
+        with torch.random.fork_rng(devices=[]):
+            other = build_part(recipe.model, {"num_classes": num_classes + 1})
+        return {key: tensor.shape for key, tensor in other.state_dict().items()}
+
+    own = os.environ.get("VOCSEG_WEIGHTS")
+    beside_data = Path(recipe.data.settings.root) / "weights"
+    search = [Path(own), beside_data] if own else [beside_data]
+    load = partial(load_weights, module, name=recipe.model.name, backbone=backbone, other_classes=other_classes)
+    if weights == "imagenet":
+        assert backbone is not None  # the recipe reader refuses "imagenet" without one
+        return load(imagenet_weights(backbone, search), part="encoder")
+    if weights == "published":
+        return load(published_weights(module, search), part="whole network")
+    return load(Path(weights))
 
 
 def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Dataset]) -> Loss:
@@ -216,7 +232,6 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         train, val = (cached(dataset, _memory_bytes() // 8) for dataset in (train, val))
     network = build_network(recipe, len(train.classes), pretrained=pretrained)
     loss = build_loss(recipe, len(train.classes), lambda: train)
-    mean = network.mean
     batches = TrainingBatches(
         train,
         [build_part(part, {}) for part in recipe.augmentations],
@@ -224,7 +239,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         seed=recipe.seed,
         repeat=data.repeat,
         workers=data.workers,
-        fill=(round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2])),  # zero once normalised
+        fill=network.normalization.fill,
     )
     placement.place(network.module)
     optimizer = build_optimizer(recipe, network)
@@ -234,7 +249,6 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
     warmup = round(recipe.schedule.settings.warmup_epochs * per_epoch)
     schedule = build_part(recipe.schedule, {"steps": steps - warmup, "steps_per_epoch": per_epoch, "lr": lr})
     frozen = settings.epochs if settings.unfreeze_after is None else settings.unfreeze_after
-    predictor = network.predictor(placement)
     training = Training(
         network=network.module,
         backbone=network.backbone,
@@ -244,8 +258,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         schedule=with_warmup(schedule, warmup),
         placement=placement,
         stride=network.stride,
-        mean=predictor.mean,
-        std=predictor.std,
+        normalization=network.normalization.to(placement.device),
         epochs=settings.epochs,
         seed=recipe.seed,
         accumulate=settings.accumulate,

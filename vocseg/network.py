@@ -1,14 +1,17 @@
-"""Calling a network: any image size in, logits of that size out, and the encoder set apart.
+"""Calling a network: colours normalised, any image size in, logits of that size out, and the encoder set apart.
 
 Not here: what architectures there are (`plugins/`), their pretrained weights (`vocseg/data/weights.py`).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+RGB = tuple[float, float, float]
 
 DEFAULT_STRIDE = 32
 AUXILIARY_WEIGHT = 0.4  # on the loss of auxiliary logits, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
@@ -81,9 +84,46 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turns (b, h, w, 3) uint8 RGB pixels into (b, 3, h, w) float32 with `mean` and `std`, both (3,) of 0…1.
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """From pixels to what a network takes: (pixel - mean) / std, channel by channel.
 
-    The memory format of the result is channels_last, which is how the pixels lie already.
+    Attributes:
+        mean, std: (3,) float32 of 0…255, in the network's order of channels.
+        bgr: the network's channels are blue, green, red.
     """
-    return ((images.to(torch.float32) - mean * 255) / (std * 255)).permute(0, 3, 1, 2)
+
+    mean: Tensor
+    std: Tensor
+    bgr: bool = False
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(b, h, w, 3) uint8 RGB to (b, 3, h, w) float32, in memory channels_last, which is how pixels lie already."""
+        ordered = pixels.flip(-1) if self.bgr else pixels
+        return ((ordered.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def to(self, device: torch.device) -> "Normalization":
+        return Normalization(self.mean.to(device), self.std.to(device), self.bgr)
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The RGB colour that comes nearest to zero, which is what padding inside a network is made of."""
+        first, green, last = (round(value) for value in self.mean.tolist())
+        return (last, green, first) if self.bgr else (first, green, last)
+
+
+def choose_normalization(name: str, pretrained: tuple[RGB, RGB]) -> Normalization:
+    """The normalisation that `data.normalize` names, on the CPU.
+
+    Args:
+        pretrained: mean and deviation of RGB in 0…1 that the encoder knows, which is what "auto" takes.
+    """
+    if name == "bgr_mean":  # Caffe's VGG, in 0…255 and not scaled (report 003)
+        return Normalization(torch.tensor([104.008, 116.669, 122.675]), torch.ones(3), bgr=True)
+    mean, std = {
+        "auto": pretrained,
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }[name]
+    return Normalization(torch.tensor(mean) * 255, torch.tensor(std) * 255)

@@ -63,8 +63,9 @@ def _mark(function: Callable | None, kind: str, **options: Any) -> Callable:
 def architecture(function: Callable | None = None, /, *, backbone: str = "") -> Callable:
     """Marks a function that builds a network.
 
-    `backbone` names the attribute of the built module that holds its encoder. It is what
-    `model.weights` fills, `train.freeze_encoder` freezes and `optimizer.encoder_lr` slows down.
+    `backbone` names the attribute of the built module that holds its encoder. It is what `model.weights = "imagenet"`
+    fills, `train.freeze_encoder` freezes and `optimizer.encoder_lr` slows down. Where a published file has other names
+    or shapes than the module, a method `adapt_weights` of it puts them right (see `vocseg.data.weights`).
     """
     return _mark(function, "architecture", backbone=backbone)
 

@@ -65,7 +65,8 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
     folder = RunFolder.create(out, recipe)
     folder.write_environment(recipe, job.placement.describe())
     folder.write_classes(job.train.classes, job.train.palette)
-    yield from _execute(job, folder, _Scoreboard(recipe))
+    filled = job.network.filled
+    yield from _execute(job, folder, _Scoreboard(recipe), (f"weights: {filled}",) if filled else ())
 
 
 def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
@@ -180,7 +181,8 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
 def _explain(error: Exception, job: Job) -> str:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text:
-        text += "; lower data.batch_size (and raise train.accumulate to keep its effect), the crop, or evaluate.scales"
+        text += "; lower data.batch_size (and raise train.accumulate to keep its effect), the crop, evaluate.scales "
+        text += "or evaluate.window"
     else:
         text += f"; `vocseg check {job.recipe.name}` tries one batch, and --debug shows where it happened"
     epoch = min(job.training.epoch + 1, job.training.epochs)

@@ -6,7 +6,7 @@ import torch
 
 from vocseg.build import Job, build
 from vocseg.errors import Problem, TrainingError, UsageError
-from vocseg.network import count_parameters, normalize, outputs, set_training
+from vocseg.network import count_parameters, outputs, set_training
 from vocseg.recipe.reader import Recipe
 from vocseg.train.loop import combined_loss
 
@@ -35,7 +35,7 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
     source = recipe.model.component.source
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), training.placement.autocast():
-            named = outputs(training.network, normalize(pixels, training.mean, training.std), training.stride)
+            named = outputs(training.network, training.normalization(pixels), training.stride)
         loss = combined_loss(training.loss, named, masks.long())
         loss.backward()
     except Exception as error:
@@ -78,6 +78,7 @@ def _report(job: Job, pixels: torch.Tensor, loss: float, activations: int) -> di
     return {
         "recipe": recipe.name,
         "architecture": recipe.model.name,
+        "weights": str(job.network.filled or "none"),
         "parameters": count_parameters(network),
         "trained_at_first": sum(p.numel() for p in trained),
         "moved_by_one_step": f"{moved} of {len(trained)} tensors",

@@ -1,11 +1,15 @@
 """Weights files: what is read, what fits which network, and where a published file is looked for."""
 
+import hashlib
 import os
+import re
 import socket
+import tarfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vocseg.data import weights
-from vocseg.data.weights import imagenet_weights, load_weights, normalization, read_weights
-from vocseg.errors import EnvironmentFault, UsageError, VocsegError
+from vocseg.data.weights import imagenet_weights, load_weights, normalization, published_weights, read_weights
+from vocseg.errors import DataError, EnvironmentFault, UsageError, VocsegError
 
 ARRAYS_OF_A_LINEAR = (("weight", (1, 1)), ("bias", (1,)))
 
@@ -37,6 +41,20 @@ class Classifier(Encoder):
     def __init__(self, depth: int = 2):
         super().__init__(depth)
         self.fc = nn.Linear(4, 10)
+
+
+class Segmenter(nn.Module):
+    """A whole segmentation network with the names of torchvision's."""
+
+    def __init__(self, num_classes: int, *, auxiliary: bool = False, depth: int = 2, width: int = 4):
+        super().__init__()
+        self.backbone = Encoder(depth)
+        self.classifier = nn.Sequential(nn.Conv2d(4, width, 1), nn.Conv2d(width, num_classes, 1))
+        self.aux_classifier = nn.Conv2d(4, num_classes, 1) if auxiliary else None
+
+
+def shapes_of(module: nn.Module) -> Callable[[], dict[str, torch.Size]]:
+    return lambda: {key: tensor.shape for key, tensor in module.state_dict().items()}
 
 
 def wrapped(module: nn.Module, names: str) -> nn.Module:
@@ -89,7 +107,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # Reading
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".tar"])
 def test_what_was_saved_is_read(tmp_path: Path, suffix: str) -> None:
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
     read = read_weights(saved(tmp_path / f"w{suffix}", tensors))
@@ -101,6 +119,20 @@ def test_what_was_saved_is_read(tmp_path: Path, suffix: str) -> None:
 def test_a_training_checkpoint_is_taken_for_its_network(tmp_path: Path, key: str) -> None:
     torch.save({key: {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "w.pth")
     assert list(read_weights(tmp_path / "w.pth")) == ["a"]
+
+
+def test_the_checkpoint_of_an_older_training_script_is_read(tmp_path: Path) -> None:
+    content = {"epoch": 150, "arch": "erfnet", "state_dict": {"module.a": torch.ones(2)}, "best_acc": torch.tensor(7.0)}
+    torch.save(content, tmp_path / "model_best.pth.tar", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "model_best.pth.tar")["module.a"].tolist() == [1, 1]
+
+
+def test_an_archive_is_no_weights_file(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "voc.tar", "w") as tar:
+        tar.add(__file__, "notes.txt")
+    with pytest.raises(VocsegError, match=r"voc\.tar: ") as raised:
+        read_weights(tmp_path / "voc.tar")
+    assert one_line_of(raised.value)
 
 
 def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
@@ -264,6 +296,187 @@ def test_timms_files_fill_timms_feature_extractors(tmp_path: Path, name: str) ->
         assert torch.equal(features(image)[0], expected[0])
 
 
+# Loading a whole network
+
+
+def test_the_file_of_the_whole_network_fills_the_whole_network(tmp_path: Path) -> None:
+    source, target = Segmenter(3), Segmenter(3)
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target, source)
+    assert str(filled) == f"whole network from {path}"
+
+
+@pytest.mark.parametrize("around", ["module", "_orig_mod", "model"])
+def test_what_wraps_a_whole_network_does_not_matter(tmp_path: Path, around: str) -> None:
+    source, target = Segmenter(3), Segmenter(3)
+    path = saved(tmp_path / "w.pth", wrapped(source, around).state_dict())
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target, source)
+    assert (filled.part, filled.unused) == ("whole network", ())
+
+
+def test_an_auxiliary_head_that_the_network_has_not_is_dropped_and_said(tmp_path: Path) -> None:
+    source, target = Segmenter(3, auxiliary=True), Segmenter(3)
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target, source)
+    assert str(filled) == f"whole network from {path}; not used of it: aux_classifier"
+
+
+def test_another_networks_file_fills_the_encoder_alone_and_says_what_it_did_not_use(tmp_path: Path) -> None:
+    source, target = Encoder(), Segmenter(3)
+    head = {key: tensor.clone() for key, tensor in target.classifier.state_dict().items()}
+    decoder = nn.Conv2d(4, 3, 1)
+    path = saved(tmp_path / "w.pth", nn.ModuleDict({"encoder": source, "decoder": decoder}).state_dict())
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target.backbone, source)
+    assert all(torch.equal(tensor, head[key]) for key, tensor in target.classifier.state_dict().items())
+    assert str(filled) == f"encoder from {path}; not used of it: decoder"
+
+
+def test_a_file_without_one_of_the_heads_tensors_fills_the_encoder_alone(tmp_path: Path) -> None:
+    source, target = Segmenter(3), Segmenter(3, auxiliary=True)
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target.backbone, source.backbone)
+    assert not torch.equal(target.classifier[0].weight, source.classifier[0].weight)
+    assert (filled.part, filled.unused) == ("encoder", ("classifier",))
+
+
+@pytest.mark.parametrize("with_backbone", [True, False])
+def test_all_but_the_layers_of_classes_is_taken_from_a_network_of_other_classes(
+    tmp_path: Path, with_backbone: bool
+) -> None:
+    source, target = Segmenter(21, auxiliary=True), Segmenter(3, auxiliary=True)
+    own = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    filled = load_weights(
+        target,
+        path,
+        name="it",
+        backbone=target.backbone if with_backbone else None,
+        other_classes=shapes_of(Segmenter(4, auxiliary=True)),
+    )
+    assert same(target.backbone, source.backbone)
+    assert same(target.classifier[0], source.classifier[0])
+    for key in ("classifier.1.weight", "classifier.1.bias", "aux_classifier.weight", "aux_classifier.bias"):
+        assert torch.equal(target.state_dict()[key], own[key])
+    assert filled.untouched == ("classifier.1", "aux_classifier")
+    assert "but for classifier.1, aux_classifier, which it has for another number of classes" in str(filled)
+
+
+def test_transposed_convolutions_of_classes_are_layers_of_classes_too(tmp_path: Path) -> None:
+    def network(num_classes: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, num_classes, 2))
+
+    source, target = network(21), network(3)
+    path = saved(tmp_path / "w.pth", source.state_dict())
+    filled = load_weights(target, path, name="it", other_classes=shapes_of(network(4)))
+    assert same(target[0], source[0])
+    assert filled.untouched == ("1",)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        # 13 keys: 9 of the encoder, as above, and 2 x 2 of the head.
+        (
+            lambda: Segmenter(3, depth=3),
+            r"of 13 keys, 0 missing, 2 unexpected, 0 of .*'backbone\.layer1\.2\.weight' is",
+        ),
+        (lambda: Segmenter(3, width=5), r"0 missing, 0 unexpected, 3 of another shape; e\.g\. 'classifier\.0\.weight'"),
+        # The layer of classes has another number of channels as well: that is no matter of classes.
+        (lambda: Segmenter(21, width=5), r"3 of another shape; e\.g\. 'classifier\.0\.weight' is \(5, 4, 1, 1\)"),
+        (lambda: Encoder(width=5), r"not the weights of the encoder of it: of 9 keys, .* 9 of another shape"),
+        (lambda: nn.Linear(2, 2), r"of 9 keys, 9 missing"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(
+    tmp_path: Path, source: Callable[[], nn.Module], message: str
+) -> None:
+    target = Segmenter(3)
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    path = saved(tmp_path / "w.pth", source().state_dict())
+    with pytest.raises(UsageError, match=message) as raised:
+        load_weights(target, path, name="it", backbone=target.backbone, other_classes=shapes_of(Segmenter(4)))
+    assert one_line_of(raised.value).startswith(f"{path}: ")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in target.state_dict().items())
+
+
+def test_a_layer_as_wide_as_there_are_classes_is_no_layer_of_classes(tmp_path: Path) -> None:
+    # Width 4 beside 4 classes: only the network itself tells which 4 is which.
+    target = Segmenter(4)
+    path = saved(tmp_path / "w.pth", Segmenter(5, width=5).state_dict())
+    with pytest.raises(UsageError, match=r"e\.g\. 'classifier\.0\.weight' is \(5, 4, 1, 1\) in the file"):
+        load_weights(target, path, name="it", backbone=target.backbone, other_classes=shapes_of(Segmenter(5)))
+
+
+def test_the_recipe_may_say_which_part_a_file_is_to_fill(tmp_path: Path) -> None:
+    source, target = Segmenter(3), Segmenter(3)
+    whole = saved(tmp_path / "whole.pth", source.state_dict())
+    filled = load_weights(target, whole, name="it", backbone=target.backbone, part="encoder")
+    assert filled.part == "encoder"
+    assert same(target.backbone, source.backbone)
+    assert not torch.equal(target.classifier[0].weight, source.classifier[0].weight)
+
+    encoder = saved(tmp_path / "encoder.pth", source.backbone.state_dict())
+    with pytest.raises(UsageError, match=r"not the weights of it: of 13 keys, 13 missing"):
+        load_weights(target, encoder, name="it", backbone=target.backbone, part="whole network")
+
+
+# A module's own way with a file
+
+
+class Linears(Encoder):
+    """An encoder whose published file keeps `conv1` as a matrix under another name."""
+
+    def adapt_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        adapted = {key: tensor for key, tensor in tensors.items() if key != "fc.weight"}
+        if "stem.weight" in adapted:
+            adapted["conv1.weight"] = adapted.pop("stem.weight").reshape(self.conv1.weight.shape)
+        return adapted
+
+
+def test_a_backbone_adapts_a_file_to_itself(tmp_path: Path) -> None:
+    source = Classifier()
+    tensors = source.state_dict()
+    tensors["stem.weight"] = tensors.pop("conv1.weight").flatten(1)
+    path = saved(tmp_path / "w.pth", tensors)
+    target = Segmenter(3)
+    target.backbone = Linears()
+    filled = load_weights(target, path, name="it", backbone=target.backbone)
+    assert same(target.backbone, source)
+    assert (filled.part, filled.unused) == ("encoder", ("fc",))  # its bias, which is not dropped
+
+    own = saved(tmp_path / "own.pth", target.state_dict())
+    assert load_weights(target, own, name="it", backbone=target.backbone).part == "whole network"
+
+
+def test_a_network_adapts_a_file_to_itself(tmp_path: Path) -> None:
+    class Renamed(Segmenter):
+        def adapt_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {re.sub("^head", "classifier", key): tensor for key, tensor in tensors.items()}
+
+    source, target = Segmenter(3), Renamed(3)
+    path = saved(
+        tmp_path / "w.pth", {re.sub("^classifier", "head", k): tensor for k, tensor in source.state_dict().items()}
+    )
+    assert load_weights(target, path, name="it", backbone=target.backbone).part == "whole network"
+    assert same(target, source)
+
+
+def test_a_file_that_a_module_cannot_adapt_is_named(tmp_path: Path) -> None:
+    class Demanding(Encoder):
+        def adapt_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"conv1.weight": tensors["stem.weight"]}
+
+    path = saved(tmp_path / "w.pth", {"a": torch.ones(1)})
+    with pytest.raises(UsageError, match=r"adapt_weights of it cannot take it \(KeyError: 'stem\.weight'\)") as raised:
+        load_weights(Demanding(), path, name="it")
+    assert one_line_of(raised.value).startswith(f"{path}: ")
+
+
 # Finding
 
 
@@ -339,38 +552,61 @@ def test_without_network_the_error_comes_in_a_second_and_says_what_to_do(
         assert part in line
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """A hub on this machine: path -> content, to be filled by the test."""
-    files: dict[str, bytes] = {}
+@dataclass
+class Server:
+    """A host on this machine: what it holds, and what it was asked for."""
 
-    class Hub(BaseHTTPRequestHandler):
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+    tells_length: bool = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
-            if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("ETag", '"0123"')
-            self.send_header("X-Repo-Commit", "a" * 40)
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
+            self.answer()
 
         def do_GET(self) -> None:
-            self.do_HEAD()
-            self.wfile.write(files.get(self.path, b""))
+            self.wfile.write(self.answer())
+
+        def answer(self) -> bytes:
+            wanted, content = self.headers.get("Range"), state.files.get(self.path)
+            state.requests.append((self.command, self.path, wanted))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and content else 0
+            self.send_response(404 if content is None else 206 if start else 200)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            if content and start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("ETag", '"0123"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            if state.tells_length:
+                self.send_header("Content-Length", str(len(content or b"") - start))
+            self.end_headers()
+            return (content or b"")[start:]
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-        template = url + template.removeprefix(huggingface_hub.constants.ENDPOINT)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-        yield files
-        server.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.02,)).start()
+        state.url = f"http://127.0.0.1:{httpd.server_port}"
+        yield state
+        httpd.shutdown()
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A hub on this machine: path -> content, to be filled by the test."""
+    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+    template = server.url + template.removeprefix(huggingface_hub.constants.ENDPOINT)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    return server.files
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -413,6 +649,107 @@ def test_a_user_who_forbade_downloads_is_told_so(monkeypatch: pytest.MonkeyPatch
 def test_weights_that_the_hub_does_not_have_are_not_asked_for(cfg: dict, message: str) -> None:
     with pytest.raises(EnvironmentFault, match=message):
         imagenet_weights(with_published(**cfg), [])
+
+
+CONTENT = b"the weights, some thousand bytes of them" * 100
+NAME = f"little-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+@pytest.mark.parametrize("find", [imagenet_weights, published_weights])
+@pytest.mark.parametrize("name", [NAME, "little.pth"])
+def test_weights_at_an_address_are_downloaded_once_into_torchs_cache(
+    server: Server, tmp_path: Path, find: Callable, name: str
+) -> None:
+    server.files[f"/models/{name}"] = CONTENT
+    module = with_published(url=f"{server.url}/models/{name}")
+    path = find(module, [], local_http=True)
+    assert path == tmp_path / "torch" / "hub" / "checkpoints" / name
+    assert path.read_bytes() == CONTENT
+    assert os.listdir(path.parent) == [name]
+    server.requests.clear()
+    assert find(module, [], local_http=True) == path
+    assert server.requests == []
+
+
+def test_two_runs_at_once_download_one_after_the_other(server: Server) -> None:
+    server.files[f"/{NAME}"] = CONTENT
+    module = with_published(url=f"{server.url}/{NAME}")
+    runs = [threading.Thread(target=imagenet_weights, args=(module, []), kwargs={"local_http": True}) for _ in "ab"]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert imagenet_weights(module, []).read_bytes() == CONTENT
+    assert [method for method, _, _ in server.requests] == ["HEAD", "GET"]
+
+
+def test_a_download_that_broke_off_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+    server.files[f"/{NAME}"] = CONTENT
+    part = tmp_path / "torch" / "hub" / "checkpoints" / f"{NAME}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:1000])
+    assert imagenet_weights(with_published(url=f"{server.url}/{NAME}"), [], local_http=True).read_bytes() == CONTENT
+    assert server.requests == [("HEAD", f"/{NAME}", None), ("GET", f"/{NAME}", "bytes=1000-")]
+
+
+def test_a_download_with_another_hash_than_its_name_says_is_refused_and_deleted(server: Server, tmp_path: Path) -> None:
+    server.files["/little-01234567.pth"] = CONTENT
+    found = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(DataError, match=f"expected SHA-256 01234567…, found {found}; the download was") as raised:
+        imagenet_weights(with_published(url=f"{server.url}/little-01234567.pth"), [], local_http=True)
+    assert one_line_of(raised.value)
+    assert list((tmp_path / "torch" / "hub" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "tells_length", "message"),
+    [("/gone.pth", True, "HTTP 404"), (f"/{NAME}", False, "does not say how large the file is")],
+)
+def test_a_download_that_the_host_refuses_says_why_and_what_to_do(
+    server: Server, path: str, tells_length: bool, message: str
+) -> None:
+    server.files[f"/{NAME}"] = CONTENT
+    server.tells_length = tells_length
+    url = server.url + path
+    with pytest.raises(EnvironmentFault, match=message) as raised:
+        imagenet_weights(with_published(url=url), [], local_http=True)
+    assert f"put {url} into " in one_line_of(raised.value)
+
+
+def test_weights_come_over_https_alone(server: Server) -> None:
+    server.files[f"/{NAME}"] = CONTENT
+    with pytest.raises(EnvironmentFault, match="is not https"):
+        imagenet_weights(with_published(url=f"{server.url}/{NAME}"), [])
+    assert server.requests == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(server: Server, tmp_path: Path) -> None:
+    server.files[f"/{NAME}"] = CONTENT
+    (tmp_path / "torch").write_text("a file where a folder is wanted")
+    with pytest.raises(EnvironmentFault, match=r"cannot be written: Not a directory") as raised:
+        imagenet_weights(with_published(url=f"{server.url}/{NAME}"), [], local_http=True)
+    assert one_line_of(raised.value)
+
+
+@pytest.mark.parametrize("find", [imagenet_weights, published_weights])
+def test_without_network_weights_at_an_address_are_missing_in_a_second_too(tmp_path: Path, find: Callable) -> None:
+    url = f"https://download.example.org/models/{NAME}"
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"of little_net: .*download\.example\.org does not answer") as raised:
+        find(with_published(url=url), [])
+    assert time.monotonic() - start < 1
+    assert f"put {url} into {tmp_path / 'torch' / 'hub' / 'checkpoints'} or" in one_line_of(raised.value)
+
+
+def test_a_file_of_the_published_name_is_found_in_a_named_folder(tmp_path: Path) -> None:
+    (tmp_path / NAME).touch()
+    assert published_weights(with_published(url=f"https://example.org/{NAME}"), [tmp_path]) == tmp_path / NAME
+
+
+def test_a_network_that_nobody_published_as_a_whole_is_refused() -> None:
+    encoder_only = nn.Sequential(with_published(hf_hub_id="timm/little_net"))
+    with pytest.raises(UsageError, match="no weights are known for the whole of this network"):
+        published_weights(encoder_only, [])
 
 
 def test_an_encoder_that_nobody_published_is_refused() -> None:

@@ -317,7 +317,10 @@ def test_values_have_the_type_of_their_key(registry: Registry) -> None:
             "schedule.warmup_epochs: expected less than train.epochs = 3, found 3",
         ),
         (["early_stopping.patience=2", "data.val=train"], "data.val: early stopping needs another split"),
-        (["model.weights=no.pth"], 'model.weights: expected "none", "imagenet" or a file, and there is no file '),
+        (
+            ["model.weights=no.pth"],
+            'model.weights: expected "none", "imagenet", "published" or a file, and there is no file ',
+        ),
         (["model.weights=imagnet"], "imagnet; did you mean 'imagenet'?"),
     ],
 )  # fmt: skip
@@ -438,7 +441,7 @@ def test_a_recipe_is_found_by_path_or_bundled_name(tmp_path: Path) -> None:
         ("quickstrat", "no such recipe, neither a file nor a bundled name; did you mean 'quickstart'?"),
         ("quickstart.toml", "did you mean 'quickstart'?"),
         ("mine/experimnt.toml", "did you mean 'mine/experiment.toml'?"),
-        ("nowhere/x.toml", "known: fcn_baseline"),
+        ("nowhere/x.toml", "known: darrennet, "),
         ("mine", "is a folder, not a recipe"),
         ("x" * 5000, "no such recipe"),
         ("~no-such-user/x.toml", "no such recipe"),

@@ -1,4 +1,4 @@
-"""Downloading one large file of known size and SHA-256: https only, resumable, from the first host that has it.
+"""Downloading one large file of known size, checked by SHA-256: https only, resumable, from the first host that has it.
 
 The file grows as `<name>.part`; `<name>.part.json` beside it keeps what the server called its version.
 """
@@ -21,6 +21,7 @@ TIMEOUT = 20.0
 
 _ATTEMPTS = 5  # requests to one host for what a broken connection left out, as long as each brings bytes
 _CHUNK = 2**18
+_HEADERS = {"User-Agent": "vocseg", "Accept-Encoding": "identity"}
 
 
 def download(
@@ -37,6 +38,7 @@ def download(
 
     Args:
         urls: places of the same file; each is asked in turn until one gave all of it.
+        sha256: in hexadecimal; its first digits where no more is known, nothing where nothing is.
         remedy: what a user can do where no place did.
         say: gets a line of text at the start of each step.
         local_http: whether this machine itself may be asked over http, as a test's server is.
@@ -58,19 +60,37 @@ def download(
             continue
         say(f"checking {name}")
         found = hash_file(part)
-        if found == sha256:
+        if found.startswith(sha256):
             return
         delete_part(part)
         if resumed:
             queue.insert(0, url)  # the bytes that were kept may have been at fault: once more, from the first one
         else:
-            wrong.append(Problem(url, f"expected SHA-256 {sha256}, found {found}; the download was deleted; {remedy}"))
+            wanted = sha256 if len(sha256) == len(found) else f"{sha256}…"
+            wrong.append(Problem(url, f"expected SHA-256 {wanted}, found {found}; the download was deleted; {remedy}"))
     if wrong:
         raise DataError(*wrong)
     have = bytes_in(part)
     kept = f"{megabytes(have)} are kept in {part} and the same command goes on from there; " if have else ""
     reasons = "; ".join(f"{', '.join(hosts)}: {reason}" for reason, hosts in broken_off.items())
     raise EnvironmentFault(f"could not download {name} ({reasons}); {kept}{remedy}")
+
+
+def remote_size(url: str, *, remedy: str, local_http: bool = False) -> int:
+    """The bytes of the file at a URL, as its server says; arguments as those of `download`.
+
+    Raises:
+        EnvironmentFault: the server cannot be asked, or does not say.
+    """
+    request = urllib.request.Request(url, headers=_HEADERS, method="HEAD")
+    try:
+        with _open(request, local_http) as response:
+            length = response.headers.get("Content-Length") or ""
+    except _BrokenOffError as error:
+        raise EnvironmentFault(Problem(url, f"could not be downloaded ({error}); {remedy}")) from error
+    if not length.isdecimal():
+        raise EnvironmentFault(Problem(url, f"the server does not say how large the file is; {remedy}"))
+    return int(length)
 
 
 def delete_part(part: Path) -> None:
@@ -124,7 +144,7 @@ def _from_one_host(
 def _one_request(url: str, part: Path, size: int, local_http: bool) -> Iterator[int]:
     """Appends to the file, or writes it anew where the server does not send a range."""
     start = bytes_in(part)
-    headers = {"User-Agent": "vocseg", "Accept-Encoding": "identity"}
+    headers = {**_HEADERS}
     if start:
         headers["Range"] = f"bytes={start}-"
         version = _version_at(url, part)

@@ -1,46 +1,68 @@
-"""Pretrained weights: reading a file, putting it into the network it belongs to, finding an encoder's published file.
+"""Pretrained weights: reading a file, putting it into the network it belongs to, finding a published file.
 
-A backbone says what was published for it in `pretrained_cfg`, a dict as timm attaches it to its networks, on itself or
-on a module inside it: `architecture`, `tag`, `hf_hub_id`, `url`, `mean`, `std`. Architecture plugins never download;
-`imagenet_weights` does, when asked, from the Hugging Face hub and from nowhere else.
+A module says what was published for it in `pretrained_cfg`, a dict as timm attaches it to its networks:
+`architecture`, `tag`, `hf_hub_id`, `url`, `mean`, `std`. A backbone has it on itself or on a module inside it, for
+`model.weights = "imagenet"`; a network whose weights were published as a whole has one on itself, for "published".
+Architecture plugins never download; `imagenet_weights` and `published_weights` do, when asked: from the Hugging Face
+hub, or, where that does not have them, from `url` into torch's cache.
+
+A network, or its backbone, whose published files have other names or shapes than it has itself takes them through a
+method of its own:
+
+    def adapt_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]
+
+It gets all tensors of a file by the file's names, and returns them by the names of the module (what may stand before
+them, see `PREFIXES`): renamed, reshaped, or left out. The network's sees every file; the backbone's sees, after that,
+the files that do not hold the whole network. Files that vocseg saved come this way too and must leave as they came.
 """
 
+import contextlib
 import os
 import pickle
 import queue
 import re
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.utils import EntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError, tqdm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vocseg.errors import EnvironmentFault, Problem, UsageError
+from vocseg.data.download import delete_part, download, remote_size
+from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, shown_path
+
+try:
+    import fcntl
+except ImportError:  # on Windows two downloads at once of one file end in a wrong SHA-256
+    fcntl = None  # type: ignore[assignment]
 
 RGB = tuple[float, float, float]
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
-PICKLED = (".pth", ".pt", ".bin")
+PICKLED = (".pth", ".pt", ".bin", ".tar")  # the last for `.pth.tar`, a habit of older training scripts
+SUFFIXES = (".safetensors", *PICKLED)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_SECONDS = 0.6  # a hub that does not open a connection in this time counts as out of reach
 
 # What wraps a network, or holds one, puts this before its keys: DataParallel, torch.compile, timm's and smp's feature
-# extractors, torchvision's and our own segmentation networks.
-PREFIXES = ("module.", "_orig_mod.", "model.", "body.", "backbone.", "encoder.")
+# extractors, torchvision's and our own segmentation networks, torchvision's classifiers.
+PREFIXES = ("module.", "_orig_mod.", "model.", "body.", "backbone.", "encoder.", "features.")
+
+Part = Literal["whole network", "encoder"]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a .pth, .pt or .bin file, on the CPU.
+    """The tensors of a .safetensors file or of a .pth, .pt, .bin or .tar file, on the CPU.
 
     A training checkpoint is taken for what it holds as `state_dict` or `model`. Nothing is ever unpickled but tensors
     and plain containers.
@@ -50,8 +72,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         EnvironmentFault: the file is damaged.
     """
     where = str(path)
-    if path.suffix not in (".safetensors", *PICKLED):
-        known = ", ".join((".safetensors", *PICKLED))
+    if path.suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
         raise UsageError(Problem(where, f"weights are read from files that end in {known}, not '{path.suffix}'"))
     if not path.is_file():
         raise UsageError(Problem(where, "no such weights file"))
@@ -77,48 +99,160 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
-    """Fills a module from a weights file, all of it or nothing.
+@dataclass(frozen=True)
+class Filled:
+    """What `load_weights` filled. As text it is one line for the user.
 
-    Keys are compared without what wraps a network on either side (`PREFIXES`), so that the file of a classifier fits
-    an encoder cut from it, and the file of a whole segmentation network fits its encoder. Every tensor of the module
-    must be in the file with its shape. What else the file holds must belong to parts that the module does not have,
-    like a classifier's head: a ResNet34 file fills every tensor of a ResNet18 and yet is not its.
+    Attributes:
+        untouched: the network's layers that the file has for another number of classes; they keep their start.
+        unused: what else the file holds, by its outermost names.
+    """
+
+    path: Path
+    part: Part
+    untouched: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        line = f"{self.part} from {shown_path(self.path)}"
+        if self.untouched:
+            line += f", but for {', '.join(self.untouched)}, which it has for another number of classes"
+        if self.unused:
+            line += f"; not used of it: {', '.join(self.unused)}"
+        return line
+
+
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    *,
+    name: str,
+    backbone: nn.Module | None = None,
+    part: Part | None = None,
+    other_classes: Callable[[], Mapping[str, torch.Size]] = dict,
+) -> Filled:
+    """Fills a network or its encoder from a weights file, all of it or nothing.
+
+    A file that has a tensor for each name of the network fills the network; any other fills its encoder. Keys are
+    compared without what wraps a network on either side (`PREFIXES`), so that the file of a classifier fits an encoder
+    cut from it, and the file of one segmentation network fits the encoder of another. What is filled is filled
+    completely, each tensor with its shape, but for a whole network's layers whose shape depends on the number of
+    classes, where the file's has another. What else the file holds must belong to parts that are not there to be
+    filled, like a classifier's head or an auxiliary one: a ResNet34 file has every tensor of a ResNet18 and yet is
+    not its.
 
     Args:
-        name: what to call the module in a message.
+        name: what to call the network in a message.
+        backbone: its encoder; without it, only the whole network can be filled.
+        part: what to fill, whatever the file holds.
+        other_classes: makes the shapes that the network's tensors would have with another number of classes.
 
     Raises:
         UsageError: the file is not this network's; the message counts what is missing, unexpected and misshapen.
         EnvironmentFault: the file is damaged.
     """
-    tensors = read_weights(path)
+    tensors = _adapted(network, read_weights(path), path, name)
+    module, match = network, _match(network, tensors)
+    part = part or ("encoder" if backbone is not None and match.missing else "whole network")
+    if part == "encoder":
+        assert backbone is not None
+        tensors = _adapted(backbone, tensors, path, name)
+        module, match = backbone, _match(backbone, tensors)
     state = module.state_dict()
-    prefix = _common_prefix(state)
-    wanted = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    file, pairs = max(((r, _pairs(wanted, r)) for r in _readings(tensors)), key=lambda reading: len(reading[1]))
-
-    needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
-    missing = [key for key in needed if key not in pairs]
-    misshapen = [key for key, found in pairs.items() if file[found].shape != wanted[key].shape]
-    buffers = (key.removeprefix(prefix) for key, _ in module.named_buffers())  # also those no longer saved
-    ours = {*pairs.values(), *buffers}
-    surplus = [key for key in file if key not in ours]
-    parts = {key.split(".")[0] for key in wanted}
-    unexpected = [key for key in surplus if not parts.isdisjoint(_part(key))]
-    if missing or misshapen or unexpected:
+    misshapen = [key for key, found in match.pairs.items() if tensors[found].shape != state[key].shape]
+    of_classes: list[str] = []
+    if misshapen and part == "whole network":
+        others = other_classes()
+        for key in misshapen:
+            if key in others and _differ_by_classes(tensors[match.pairs[key]].shape, state[key].shape, others[key]):
+                of_classes.append(key)
+        misshapen = [key for key in misshapen if key not in of_classes]
+    if match.missing or misshapen or match.unexpected:
         if misshapen:
             key = misshapen[0]
-            shapes = tuple(file[pairs[key]].shape), tuple(wanted[key].shape)
+            shapes = tuple(tensors[match.pairs[key]].shape), tuple(state[key].shape)
             example = f"'{key}' is {shapes[0]} in the file and {shapes[1]} in the network"
+        elif match.missing:
+            example = f"'{match.missing[0]}' is missing"
         else:
-            example = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' is unexpected"
-        counts = f"{len(missing)} missing, {len(surplus)} unexpected, {len(misshapen)} of another shape"
-        reason = f"not the weights of {name}: of {len(needed)} keys, {counts}; e.g. {example}"
+            example = f"'{match.unexpected[0]}' is unexpected"
+        counts = f"{len(match.missing)} missing, {match.surplus} unexpected, {len(misshapen)} of another shape"
+        whose = name if part == "whole network" else f"the encoder of {name}"
+        reason = f"not the weights of {whose}: of {match.needed} keys, {counts}; e.g. {example}"
         raise UsageError(Problem(str(path), f"{reason}; name this network's file, or this file's network"))
     with torch.no_grad():
-        for key, found in pairs.items():
-            wanted[key].copy_(file[found])
+        for key, found in match.pairs.items():
+            if key not in of_classes:
+                state[key].copy_(tensors[found])
+    untouched = dict.fromkeys(key.rpartition(".")[0] for key in of_classes)
+    return Filled(path, part, tuple(untouched), match.unused)
+
+
+def _adapted(module: nn.Module, tensors: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
+    """The file's tensors as the module's own method wants them, where it has one."""
+    adapt = getattr(module, "adapt_weights", None)
+    if adapt is None:
+        return tensors
+    try:
+        return dict(adapt(dict(tensors)))
+    except VocsegError:
+        raise
+    except Exception as error:
+        reason = f"adapt_weights of {name} cannot take it ({_one_line(error)}); name this network's file"
+        raise UsageError(Problem(str(path), reason)) from error
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What a file has for a module.
+
+    Attributes:
+        needed: how many tensors the module must get.
+        pairs: the module's keys and the file's for them.
+        missing: the module's keys that it must get and that the file lacks.
+        surplus: how many tensors of the file the module has not.
+        unexpected: the file's keys that the module has not, in parts that it has.
+        unused: the outermost names of all that the file has besides.
+    """
+
+    needed: int
+    pairs: dict[str, str]
+    missing: list[str]
+    surplus: int
+    unexpected: list[str]
+    unused: tuple[str, ...]
+
+
+def _match(module: nn.Module, tensors: dict[str, Tensor]) -> _Match:
+    keys = list(module.state_dict())
+    ours = _common_prefix(keys)
+    wanted = [key.removeprefix(ours) for key in keys]
+    readings = ((theirs, file, _pairs(wanted, file)) for theirs, file in _readings(tensors))
+    theirs, file, pairs = max(readings, key=lambda reading: len(reading[2]))
+
+    needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    buffers = (key.removeprefix(ours) for key, _ in module.named_buffers())  # also those no longer saved
+    used = {*pairs.values(), *buffers}
+    surplus = [key for key in file if key not in used]
+    parts = {key.split(".")[0] for key in wanted}
+    around = _common_prefix(tensors)
+    read = {theirs + key for key in used}
+    unused = [key.removeprefix(around).split(".")[0] for key in tensors if key not in read]
+    return _Match(
+        len(needed),
+        {ours + key: theirs + found for key, found in pairs.items()},
+        [ours + key for key in needed if key not in pairs],
+        len(surplus),
+        [theirs + key for key in surplus if not parts.isdisjoint(_part(key))],
+        tuple(dict.fromkeys(unused)),
+    )
+
+
+def _differ_by_classes(found: torch.Size, wanted: torch.Size, other: torch.Size) -> bool:
+    """Whether a shape differs from the wanted one only in dimensions that the number of classes sets."""
+    if not len(found) == len(wanted) == len(other):
+        return False
+    return all(f == w or w != o for f, w, o in zip(found, wanted, other, strict=True))
 
 
 def _common_prefix(keys: Collection[str]) -> str:
@@ -129,16 +263,16 @@ def _common_prefix(keys: Collection[str]) -> str:
     return prefix
 
 
-def _readings(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _readings(tensors: dict[str, Tensor], before: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The file as it is, then what it holds below each prefix that any of its keys begin with."""
-    yield tensors
+    yield before, tensors
     for prefix in PREFIXES:
         inner = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         if inner:
-            yield from _readings(inner)
+            yield from _readings(inner, before + prefix)
 
 
-def _pairs(wanted: dict[str, Tensor], file: dict[str, Tensor]) -> dict[str, str]:
+def _pairs(wanted: Iterable[str], file: Collection[str]) -> dict[str, str]:
     """The file's key for each of the module's that it has."""
     loosely = {_loosely(key): key for key in file}
     found = {key: key if key in file else loosely.get(_loosely(key)) for key in wanted}
@@ -159,60 +293,99 @@ def _part(key: str) -> tuple[str, str]:
     return first, f"{first}_{second}"
 
 
-def imagenet_weights(backbone: nn.Module, search: Sequence[Path]) -> Path:
+def imagenet_weights(backbone: nn.Module, search: Sequence[Path], *, local_http: bool = False) -> Path:
     """The file of a backbone's published weights.
 
-    Looked for in this order: `<architecture>.<tag>.safetensors` and `<architecture>.safetensors` in the folders of
-    `search`, the Hugging Face cache, torch's cache. Then it is downloaded, if the hub answers at once; if not, this
-    fails in less than a second, whatever the name server does.
+    Looked for in this order: `<architecture>.<tag>.safetensors`, the name that its `url` ends in and
+    `<architecture>.safetensors` in the folders of `search`, the Hugging Face cache, torch's cache. Then it is
+    downloaded, if the host answers at once; if not, this fails in less than a second, whatever the name server does.
+
+    Args:
+        local_http: whether this machine itself may be asked over http, as a test's server is.
 
     Raises:
         UsageError: nothing is known to be published for this backbone.
         EnvironmentFault: the file is not here and cannot be had now.
+        DataError: what was downloaded is not the published file.
     """
     published = _published(backbone)
     if not published.get("architecture"):
         raise UsageError('model.weights = "imagenet": no weights are known for this encoder; use "none" or a file')
+    return _find(published, "ImageNet weights", search, local_http)
+
+
+def published_weights(network: nn.Module, search: Sequence[Path], *, local_http: bool = False) -> Path:
+    """The file of a whole network's published weights; looked for and downloaded as `imagenet_weights` does.
+
+    Raises:
+        UsageError: nothing is known to be published for this network.
+        EnvironmentFault: the file is not here and cannot be had now.
+        DataError: what was downloaded is not the published file.
+    """
+    published = getattr(network, "pretrained_cfg", None)
+    if not isinstance(published, dict) or not published.get("architecture"):
+        known = "no weights are known for the whole of this network"
+        raise UsageError(f'model.weights = "published": {known}; use "imagenet", "none" or a file')
+    return _find(published, "published weights", search, local_http)
+
+
+def _find(published: dict[str, Any], what: str, search: Sequence[Path], local_http: bool) -> Path:
     local = next((file for file in _local_files(published, search) if file.is_file()), None)
     if local is not None:
         return local
 
-    architecture = published["architecture"]
+    architecture, url = published["architecture"], published.get("url") or ""
     repository, _ = _repository(published)
-    host = urlsplit(constants.ENDPOINT).hostname
-    if not repository:
-        reason = f"published at {published['url']} only; download that" if published.get("url") else "not published"
-    elif constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    cached = None if repository else _cached(url)
+    place = constants.ENDPOINT if repository else url
+    host = urlsplit(place).hostname
+    remedy = 'set model.weights to a file or to "none" (--set model.weights=\'"none"\')'
+    if cached is not None:
+        remedy = f"put {url} into {cached.parent} or into a folder that VOCSEG_WEIGHTS names, or {remedy}"
+    else:
+        remedy += f", or set VOCSEG_WEIGHTS to a folder that holds {architecture}.safetensors"
+
+    if not repository and cached is None:
+        reason = f"published at {url} only, which is no file to be read here" if url else "not published"
+    elif repository and (
+        constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    ):
         reason = "not on this machine, and HF_HUB_OFFLINE forbids to download them; unset it"
-    elif not _reachable(constants.ENDPOINT):
+    elif not _reachable(place):
         reason = f"not on this machine, and {host} does not answer; run once with a connection to it"
     else:
         try:
-            return _download(published)
+            return _download(published) if cached is None else _download_from(url, cached, remedy, local_http)
+        except VocsegError:
+            raise
         except Exception as error:
             reason = f"not on this machine, and their download from {host} failed ({_one_line(error)}); try again"
-    remedy = (
-        f'set model.weights to a file or to "none" (--set model.weights=\'"none"\'), '
-        f"or set VOCSEG_WEIGHTS to a folder that holds {architecture}.safetensors"
-    )
-    raise EnvironmentFault(Problem(f"ImageNet weights of {architecture}", f"{reason}, or {remedy}"))
+    raise EnvironmentFault(Problem(f"{what} of {architecture}", f"{reason}, or {remedy}"))
 
 
 def _local_files(published: dict[str, Any], search: Sequence[Path]) -> Iterator[Path]:
     """Where on this machine the file may be, the likeliest place first."""
     architecture, tag = published["architecture"], published.get("tag")
+    in_torchs_cache = _cached(published.get("url") or "")
     for folder in search:
         if tag:
             yield folder / f"{architecture}.{tag}.safetensors"
+        if in_torchs_cache is not None:
+            yield folder / in_torchs_cache.name
         yield folder / f"{architecture}.safetensors"
     repository, revision = _repository(published)
     for name in HUB_FILES if repository else ():
         cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             yield Path(cached)
-    name = Path(urlsplit(published.get("url") or "").path).name
-    if name.endswith(PICKLED):
-        yield Path(torch.hub.get_dir(), "checkpoints", name)
+    if in_torchs_cache is not None:
+        yield in_torchs_cache
+
+
+def _cached(url: str) -> Path | None:
+    """Where torch keeps the file of a URL; None for a file that cannot be read here."""
+    name = Path(urlsplit(url).path).name
+    return Path(torch.hub.get_dir(), "checkpoints", name) if name.endswith(SUFFIXES) else None
 
 
 def _repository(published: dict[str, Any]) -> tuple[str, str | None]:
@@ -255,6 +428,50 @@ def _download(published: dict[str, Any]) -> Path:
         return Path(hf_hub_download(repository, safetensors, revision=revision))
     except EntryNotFoundError:
         return Path(hf_hub_download(repository, pickled, revision=revision))
+
+
+def _download_from(url: str, file: Path, remedy: str, local_http: bool) -> Path:
+    """Downloads a file under the name it has at its URL, checked by the SHA-256 that such a name may end in."""
+    part = file.with_name(f"{file.name}.part")
+    hash_in_name = re.search(r"-([0-9a-f]{8,64})\.", file.name)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(file.parent):
+            if file.is_file():  # another run brought it meanwhile
+                return file
+            size = remote_size(url, remedy=remedy, local_http=local_http)
+            with tqdm(total=size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
+                for have in download(
+                    [url],
+                    part,
+                    size=size,
+                    sha256=hash_in_name[1] if hash_in_name else "",
+                    remedy=remedy,
+                    say=lambda line: None,
+                    local_http=local_http,
+                ):
+                    bar.update(have - bar.n)
+            os.replace(part, file)
+            delete_part(part)
+    except OSError as error:  # the network's own are dealt with where they occur
+        reason = f"cannot be written: {error.strerror or error}; free or name another (TORCH_HOME), or {remedy}"
+        raise EnvironmentFault(Problem(str(error.filename or file.parent), reason)) from error
+    return file
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other run downloads into the folder: two would write into the same partial file."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def normalization(backbone: nn.Module) -> tuple[RGB, RGB]:

@@ -28,13 +28,8 @@ class Scores:
     iou: NDArray[np.float64]
 
 
-def marginals(matrix: Counts) -> Counts:
-    """What IoU needs of a (c, c) confusion matrix, as (3, c): hits, true pixels and predicted pixels by class."""
-    return np.stack([np.diagonal(matrix), matrix.sum(1), matrix.sum(0)])
-
-
 def iou_of(counts: Counts) -> NDArray[np.float64]:
-    """IoU by class from (…, 3, c) marginals; NaN where the union is empty."""
+    """IoU by class from (…, r, c) marginals, whose first rows are pixels hit, true and predicted; NaN without any."""
     hits, truth, predicted = (counts[..., i, :].astype(np.float64) for i in range(3))
     union = truth + predicted - hits
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
@@ -42,12 +37,11 @@ def iou_of(counts: Counts) -> NDArray[np.float64]:
 
 def scores(matrix: Counts) -> Scores:
     """Figures of a (c, c) confusion matrix, rows truth and columns prediction."""
-    counts = marginals(matrix)
-    iou = iou_of(counts)
+    iou = iou_of(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
     total = int(matrix.sum())
     return Scores(
         miou=_mean(iou),
-        pixel_accuracy=int(counts[0].sum()) / total if total else float("nan"),
+        pixel_accuracy=int(matrix.trace()) / total if total else float("nan"),
         iou=iou,
     )
 
@@ -60,11 +54,12 @@ def bootstrap_interval(
     It speaks of other images of the same kind, not of other training runs.
 
     Args:
-        per_image: (n, 3, c) marginals, one image a row.
+        per_image: (n, r, c) marginals, one image a row.
 
     Returns:
         Lower and upper bound; both NaN without images.
     """
+    per_image = per_image[:, :3]  # nothing else is part of an IoU
     n = len(per_image)
     if n == 0:
         return float("nan"), float("nan")
@@ -78,22 +73,24 @@ def bootstrap_interval(
 
 
 def image_miou(per_image: Counts) -> NDArray[np.float64]:
-    """The mIoU of each image by itself, (n,), from (n, 3, c) marginals; for ranking images, not for reporting."""
+    """The mIoU of each image by itself, (n,), from (n, r, c) marginals; for ranking images, not for reporting."""
     return np.array([_mean(iou) for iou in iou_of(per_image)])
 
 
-def null_models(matrix: Counts, classes: Sequence[str]) -> dict[str, Scores]:
-    """What a predictor that never looks at the image would score on the same pixels.
+def null_models(matrix: Counts, classes: Sequence[str]) -> dict[str, int]:
+    """Predictors that never look at the image, by name, and the class that each answers everywhere.
 
-    `all background` answers class 0 everywhere; `best constant` the one class with the highest mIoU.
+    `all background` answers class 0; `best constant` the one class with the highest mIoU.
     """
-    truth = matrix.sum(1)
+    best = int(matrix.sum(1).argmax())  # IoU of a constant class is its share of pixels, and the others' are 0
+    return {"all background": 0, f"best constant ({classes[best]})": best}
+
+
+def constant_scores(matrix: Counts, answer: int) -> Scores:
+    """What a predictor that answers one class everywhere would score on the same pixels."""
     constant = np.zeros_like(matrix)
-    constant[:, 0] = truth
-    best = int(truth.argmax())  # IoU of a constant class is its share of pixels, and the others' are 0
-    best_constant = np.zeros_like(matrix)
-    best_constant[:, best] = truth
-    return {"all background": scores(constant), f"best constant ({classes[best]})": scores(best_constant)}
+    constant[:, answer] = matrix.sum(1)
+    return scores(constant)
 
 
 def _mean(iou: NDArray[np.float64]) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vocseg.plugins import bundled, discover
 from vocseg.recipe.reader import Recipe, find_recipe, locate, read_recipe
+from vocseg.recipe.schema import WEIGHTS
 from vocseg.registry import Registry
 
 
@@ -40,7 +41,7 @@ def load_recipe(
         recipe = _with_path(recipe, "data", "root", Path(os.path.expanduser(root)).absolute())
     elif "root" in recipe.data.component.handed_over:
         recipe = _with_path(recipe, "data", "root", locate(recipe.data.settings.root, path))
-    if recipe.model.settings.weights not in ("none", "imagenet"):
+    if recipe.model.settings.weights not in WEIGHTS:
         recipe = _with_path(recipe, "model", "weights", locate(recipe.model.settings.weights, path))
     return recipe, registry
 

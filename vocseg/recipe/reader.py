@@ -20,6 +20,7 @@ from vocseg.recipe.describe import choices, describe_type
 from vocseg.recipe.schema import (
     PLACES,
     TABLES,
+    WEIGHTS,
     Augmentation,
     Data,
     EarlyStopping,
@@ -360,10 +361,10 @@ class _Reading:
 
     def look_for(self, weights: str) -> None:
         file = locate(weights, self.path)
-        if weights not in ("none", "imagenet") and not os.path.isfile(file):
-            near = nearest(weights, ("none", "imagenet"))
+        if weights not in WEIGHTS and not os.path.isfile(file):
+            near = nearest(weights, WEIGHTS)
             remedy = f"; did you mean '{near}'?" if near else ""
-            known = 'expected "none", "imagenet" or a file'
+            known = 'expected "none", "imagenet", "published" or a file'
             self.problem(("model", "weights"), f"{known}, and there is no file {file}{remedy}")
 
     def unknown(self, name: str, known: Iterable[str], table: str = "") -> str:

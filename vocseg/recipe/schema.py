@@ -13,6 +13,9 @@ from vocseg.errors import Problem, UsageError, shown_path
 from vocseg.recipe.describe import split_doc
 from vocseg.registry import Component
 
+WEIGHTS = ("none", "imagenet", "published")
+"""What `model.weights` may be besides a file."""
+
 Metric = Literal["train_loss", "val_loss", "miou", "pixel_accuracy"]
 
 
@@ -28,7 +31,11 @@ class Model(Named):
     """The network: an architecture and its weights to start from."""
 
     weights: Annotated[
-        str, Field(description='encoder weights: "none", "imagenet", or a .safetensors or .pth file')
+        str,
+        Field(
+            description='weights to start from: "none", "imagenet" (the encoder\'s published ones), "published" (the '
+            "whole network's), or a .safetensors or .pth file of either"
+        ),
     ] = "none"
 
 
@@ -41,8 +48,11 @@ class Data(Named):
     batch_size: Annotated[int, Field(ge=1)] = 8
     repeat: Annotated[int, Field(ge=1, description="how often an epoch shows each image")] = 1
     normalize: Annotated[
-        Literal["auto", "imagenet", "half", "none"],
-        Field(description="mean and deviation taken off the image; auto: what the encoder was pretrained with"),
+        Literal["auto", "imagenet", "half", "none", "bgr_mean"],
+        Field(
+            description="mean and deviation taken off the image; auto: what the encoder was pretrained with; "
+            "bgr_mean: Caffe's, channels as BGR in 0…255 less their mean"
+        ),
     ] = "auto"
     workers: Annotated[int, Field(ge=0, le=64, description="threads that prepare batches; 0: one a core")] = 0
     cache: Annotated[
@@ -119,6 +129,13 @@ class Evaluate(Table):
         Field(min_length=1, description="sizes at which an image is looked at; the probabilities are averaged"),
     ] = (1.0,)
     flip: Annotated[bool, Field(description="look at the mirrored image too")] = False
+    window: Annotated[
+        int | None,
+        Field(ge=32, description="side in pixels of the windows to look through; whole images if left out"),
+    ] = None
+    overlap: Annotated[
+        float, Field(ge=0, le=0.9, description="share of a window's side that it has in common with the next")
+    ] = 0.5
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ plugins/            a copy of the plugin files that came neither with vocseg nor
 classes.json        the class names and colours
 metrics.jsonl .csv  one record an epoch
 model.safetensors   the weights that were kept
-counts.safetensors  of the validation set: `confusion` (c, c), rows truth, and `per_image` (n, 3, c): pixels of
-                    each class that were hit, true and predicted, which IoU and its interval are made of
+counts.safetensors  of the validation set: `confusion` (c, c), rows truth, and `per_image` (n, 4, c): pixels of
+                    each class that were hit, true and predicted, and predicted on void, which all figures are made of
 result.json         the figures
 state.json, *.pt    what `vocseg run --resume` goes on from
 curves, iou, confusion, examples   pictures

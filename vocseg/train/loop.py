@@ -17,7 +17,7 @@ from vocseg.device import Placement
 from vocseg.errors import TrainingError
 from vocseg.evaluate.inference import Evaluation, Scored
 from vocseg.evaluate.scores import scores
-from vocseg.network import AUXILIARY_WEIGHT, normalize, outputs, set_training
+from vocseg.network import AUXILIARY_WEIGHT, Normalization, outputs, set_training
 from vocseg.train.ema import Ema
 
 
@@ -43,8 +43,7 @@ class Training:
     schedule: Callable[[int], float]
     placement: Placement
     stride: int
-    mean: Tensor
-    std: Tensor
+    normalization: Normalization
     epochs: int
     seed: int
     accumulate: int = 1
@@ -220,7 +219,7 @@ def _optimizer_step(t: Training, forward: Callable[[Tensor], Any], batches: Iter
     for _ in range(min(t.accumulate, len(t.batches))):
         pixels, labels = (t.placement.send(tensor) for tensor in next(batches))
         target = labels.long()
-        images = t.placement.lay_out(normalize(pixels, t.mean, t.std))
+        images = t.placement.lay_out(t.normalization(pixels))
         with t.placement.autocast():
             named = outputs(forward, images, t.stride)
         loss = combined_loss(t.loss, named, target) / min(t.accumulate, len(t.batches))
