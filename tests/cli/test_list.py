@@ -72,6 +72,18 @@ def test_one_kind_is_listed_alone(run_vocseg: Vocseg, kind: str) -> None:
     assert [row["name"] for row in rows] == [line.split("\t")[1] for line in out.splitlines()]
 
 
+def test_recipes_are_listed_with_what_they_say_of_themselves(run_vocseg: Vocseg, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('description = "Mine."\n[model]\nname = "unet"\n[train]\nepochs = 1\n')
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "half.toml").write_text("[model\n")
+    rows = [line.split("\t") for line in run_vocseg("list", "recipe")[0].splitlines()]
+    assert ["recipe", "quickstart"] in [row[:2] for row in rows]
+    assert ["recipe", "mine.toml", "Mine.", "mine.toml"] in rows
+    assert [row[:2] for row in rows if row[0] != "recipe"] == [["broken", "half.toml"]]
+    assert "pyproject.toml" not in {row[3] for row in rows}
+
+
 def test_plugins_beside_the_working_directory_and_of_the_flag_are_listed_with_a_short_source(
     run_vocseg: Vocseg, tmp_path: Path
 ) -> None:

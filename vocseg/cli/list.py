@@ -1,20 +1,23 @@
-"""`vocseg list`: all components, those of one kind, or one with its parameters."""
+"""`vocseg list`: all components, those of one kind, one with its parameters, or the recipes."""
 
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
 from vocseg.errors import UsageError, did_you_mean, shown_path
-from vocseg.plugins import discover
+from vocseg.plugins import bundled, discover
 from vocseg.registry import KINDS, BrokenPlugin, Component
 
 BROKEN = "broken"
 """Stands for the kind of what could not be read or, with --load, imported."""
+
+RECIPE = "recipe"
 
 
 @click.command("list")
@@ -27,15 +30,18 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
 
     \b
     Kinds: architecture, loss, augmentation, optimizer, schedule,
-           initializer, dataset.
+           initializer, dataset; and recipe: what `vocseg run` takes.
 
     Plugins are read, not run: a file that cannot be read is a row with its reason.
     """
     registry = discover(project=Path.cwd(), plugins=plugins)
     named = [c for c in registry if c.name == what]
-    if what is None or what in KINDS:
-        rows = [_row(c, load) for c in registry if what in (None, c.kind)]
-        rows += [_broken_row(b) for b in registry.broken]
+    if what is None or what in KINDS or what == RECIPE:
+        if what == RECIPE:
+            rows = list(_recipe_rows(Path.cwd()))
+        else:
+            rows = [_row(c, load) for c in registry if what in (None, c.kind)]
+            rows += [_broken_row(b) for b in registry.broken]
         if as_json:
             click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         elif sys.stdout.isatty():
@@ -49,7 +55,7 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
         for component in named:
             _print_component(component)
     else:
-        known = did_you_mean(what, [*KINDS, *(c.name for c in registry)])
+        known = did_you_mean(what, [*KINDS, RECIPE, *(c.name for c in registry)])
         notes = [f"note: {shown_path(b.file)} could not be read: {b.reason}" for b in registry.broken]
         raise UsageError(f"no kind or component is named '{what}'{known}", *notes)
 
@@ -67,6 +73,21 @@ def _row(component: Component, load: bool) -> dict[str, str]:
 
 def _broken_row(plugin: BrokenPlugin) -> dict[str, str]:
     return {"kind": BROKEN, "name": Path(plugin.file).name, "summary": plugin.reason, "source": plugin.file}
+
+
+def _recipe_rows(folder: Path) -> Iterator[dict[str, str]]:
+    """The shipped recipes and those of `folder` and its `recipes/`, with what they say of themselves."""
+    shipped = sorted(bundled("recipes").glob("*.toml"))
+    own = [*sorted(folder.glob("*.toml")), *sorted((folder / "recipes").glob("*.toml"))]
+    for path in dict.fromkeys(path.resolve() for path in [*shipped, *own]):
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # of TOML or of UTF-8
+            yield {"kind": BROKEN, "name": path.name, "summary": f"no TOML: {error}", "source": str(path)}
+            continue
+        if "model" in content and "train" in content:  # a pyproject.toml is none
+            name = path.stem if path.parent == shipped[0].resolve().parent else shown_path(str(path))
+            yield {"kind": RECIPE, "name": name, "summary": content.get("description", ""), "source": str(path)}
 
 
 def _details(component: Component) -> dict[str, object]:
@@ -95,7 +116,7 @@ def _print_table(rows: Sequence[dict[str, str]], foreign: set[str]) -> None:
 
     console = Console(highlight=False)
     width = max((len(row["name"]) for row in rows), default=0)
-    for kind in (*KINDS, BROKEN):
+    for kind in (*KINDS, RECIPE, BROKEN):
         of_kind = [row for row in rows if row["kind"] == kind]
         if not of_kind:
             continue
@@ -109,7 +130,11 @@ def _print_table(rows: Sequence[dict[str, str]], foreign: set[str]) -> None:
                 summary.append(f"  {shown_path(row['source'])}", "dim")
             table.add_row(Text(row["name"], "red" if kind == BROKEN else "cyan"), summary)
         console.print(Padding(table, (0, 0, 0, 2)))
-    console.print(Text("\nvocseg list NAME shows one with its parameters.", "dim"))
+    if rows and rows[0]["kind"] == RECIPE:
+        hint = "vocseg show NAME prints one whole."
+    else:
+        hint = "vocseg list NAME shows one with its parameters; vocseg list recipe shows what can be run."
+    console.print(Text(f"\n{hint}", "dim"))
 
 
 def _print_component(component: Component) -> None:
