@@ -124,7 +124,7 @@ class RunFolder:
                 "source": component.source,
                 "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
             }
-            if component.origin not in ("vocseg", "bundled") and Path(component.origin).is_dir():
+            if component.origin not in ("vocseg", "bundled") and os.path.isabs(component.origin):
                 self._keep_plugin(source, Path(component.origin))
         write_json(
             self.environment,
