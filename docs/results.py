@@ -158,7 +158,7 @@ def page() -> str:
     note = (
         "<!-- Written by docs/results.py from docs/results/*.json. Change those or results.template.md, not this. -->\n"
     )
-    return note + re.sub(r"\{([\w.@-]+)\}", fill, template)
+    return note + re.sub(r"\{([^{}\n]+)\}", fill, template)
 
 
 if __name__ == "__main__":

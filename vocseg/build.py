@@ -19,8 +19,9 @@ from vocseg.components.losses import weighted_sum
 from vocseg.components.schedules import with_warmup
 from vocseg.data.dataset import Dataset
 from vocseg.data.loader import TrainingBatches, cached
+from vocseg.data.published import imagenet_weights, normalization, published_weights
 from vocseg.data.stats import class_pixels
-from vocseg.data.weights import Filled, imagenet_weights, load_weights, normalization, published_weights
+from vocseg.data.weights import Filled, load_weights
 from vocseg.device import Placement, choose_device, choose_precision
 from vocseg.errors import DataError, Problem, UsageError, VocsegError
 from vocseg.evaluate.inference import Looks, Predictor

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vocseg.components.initializers import initialize, kaiming
-from vocseg.data.weights import load_weights, normalization
+from vocseg.data.published import normalization
+from vocseg.data.weights import load_weights
 from vocseg.errors import UsageError
 from vocseg.network import outputs
 from vocseg.plugins import bundled, discover, import_file

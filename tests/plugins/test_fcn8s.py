@@ -13,7 +13,8 @@ import torchvision
 from torch import Tensor, nn
 
 from vocseg.components.initializers import initialize, kaiming, xavier_uniform
-from vocseg.data.weights import imagenet_weights, load_weights, normalization
+from vocseg.data.published import imagenet_weights, normalization
+from vocseg.data.weights import load_weights
 from vocseg.errors import UsageError
 from vocseg.plugins import bundled, discover, import_file
 

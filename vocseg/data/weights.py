@@ -1,10 +1,6 @@
-"""Pretrained weights: reading a file, putting it into the network it belongs to, finding a published file.
+"""Pretrained weights: reading a file, and putting it into the network it belongs to.
 
-A module says what was published for it in `pretrained_cfg`, a dict as timm attaches it to its networks:
-`architecture`, `tag`, `hf_hub_id`, `url`, `mean`, `std`. A backbone has it on itself or on a module inside it, for
-`model.weights = "imagenet"`; a network whose weights were published as a whole has one on itself, for "published".
-Architecture plugins never download; `imagenet_weights` and `published_weights` do, when asked: from the Hugging Face
-hub, or, where that does not have them, from `url` into torch's cache.
+Which file was published for a network, and where, is in `vocseg/data/published.py`.
 
 A network, or its backbone, whose published files have other names or shapes than it has itself takes them through a
 method of its own:
@@ -16,43 +12,21 @@ them, see `PREFIXES`): renamed, reshaped, or left out. The network's sees every 
 the files that do not hold the whole network. Files that vocseg saved come this way too and must leave as they came.
 """
 
-import contextlib
-import os
 import pickle
-import queue
 import re
-import socket
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import torch
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.utils import EntryNotFoundError, tqdm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vocseg.data.download import delete_part, download, remote_size
 from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, shown_path
-
-try:
-    import fcntl
-except ImportError:  # on Windows two downloads at once of one file end in a wrong SHA-256
-    fcntl = None  # type: ignore[assignment]
-
-RGB = tuple[float, float, float]
-
-IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
-IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")  # the last for `.pth.tar`, a habit of older training scripts
 SUFFIXES = (".safetensors", *PICKLED)
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-HUB_SECONDS = 0.6  # a hub that does not open a connection in this time counts as out of reach
 
 # What wraps a network, or holds one, puts this before its keys: DataParallel, torch.compile, timm's and smp's feature
 # extractors, torchvision's and our own segmentation networks, torchvision's classifiers.
@@ -84,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         reason = "is damaged or holds Python objects, which could run code; save its tensors alone, as .safetensors"
         raise UsageError(Problem(where, reason)) from error
     except Exception as error:
-        reason = f"cannot be read and is probably damaged ({_one_line(error)}); get it anew"
+        reason = f"cannot be read and is probably damaged ({one_line(error)}); get it anew"
         raise EnvironmentFault(Problem(where, reason)) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -198,7 +172,7 @@ def _adapted(module: nn.Module, tensors: dict[str, Tensor], path: Path, name: st
     except VocsegError:
         raise
     except Exception as error:
-        reason = f"adapt_weights of {name} cannot take it ({_one_line(error)}); name this network's file"
+        reason = f"adapt_weights of {name} cannot take it ({one_line(error)}); name this network's file"
         raise UsageError(Problem(str(path), reason)) from error
 
 
@@ -293,199 +267,7 @@ def _part(key: str) -> tuple[str, str]:
     return first, f"{first}_{second}"
 
 
-def imagenet_weights(backbone: nn.Module, search: Sequence[Path], *, local_http: bool = False) -> Path:
-    """The file of a backbone's published weights.
-
-    Looked for in this order: `<architecture>.<tag>.safetensors`, the name that its `url` ends in and
-    `<architecture>.safetensors` in the folders of `search`, the Hugging Face cache, torch's cache. Then it is
-    downloaded, if the host answers at once; if not, this fails in less than a second, whatever the name server does.
-
-    Args:
-        local_http: whether this machine itself may be asked over http, as a test's server is.
-
-    Raises:
-        UsageError: nothing is known to be published for this backbone.
-        EnvironmentFault: the file is not here and cannot be had now.
-        DataError: what was downloaded is not the published file.
-    """
-    published = _published(backbone)
-    if not published.get("architecture"):
-        raise UsageError('model.weights = "imagenet": no weights are known for this encoder; use "none" or a file')
-    return _find(published, "ImageNet weights", search, local_http)
-
-
-def published_weights(network: nn.Module, search: Sequence[Path], *, local_http: bool = False) -> Path:
-    """The file of a whole network's published weights; looked for and downloaded as `imagenet_weights` does.
-
-    Raises:
-        UsageError: nothing is known to be published for this network.
-        EnvironmentFault: the file is not here and cannot be had now.
-        DataError: what was downloaded is not the published file.
-    """
-    published = getattr(network, "pretrained_cfg", None)
-    if not isinstance(published, dict) or not published.get("architecture"):
-        known = "no weights are known for the whole of this network"
-        raise UsageError(f'model.weights = "published": {known}; use "imagenet", "none" or a file')
-    return _find(published, "published weights", search, local_http)
-
-
-def _find(published: dict[str, Any], what: str, search: Sequence[Path], local_http: bool) -> Path:
-    local = next((file for file in _local_files(published, search) if file.is_file()), None)
-    if local is not None:
-        return local
-
-    architecture, url = published["architecture"], published.get("url") or ""
-    repository, _ = _repository(published)
-    cached = None if repository else _cached(url)
-    place = constants.ENDPOINT if repository else url
-    host = urlsplit(place).hostname
-    remedy = 'set model.weights to a file or to "none" (--set model.weights=\'"none"\')'
-    if cached is not None:
-        remedy = f"put {url} into {cached.parent} or into a folder that VOCSEG_WEIGHTS names, or {remedy}"
-    else:
-        remedy += f", or set VOCSEG_WEIGHTS to a folder that holds {architecture}.safetensors"
-
-    if not repository and cached is None:
-        reason = f"published at {url} only, which is no file to be read here" if url else "not published"
-    elif repository and (
-        constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    ):
-        reason = "not on this machine, and HF_HUB_OFFLINE forbids to download them; unset it"
-    elif not _reachable(place):
-        reason = f"not on this machine, and {host} does not answer; run once with a connection to it"
-    else:
-        try:
-            return _download(published) if cached is None else _download_from(url, cached, remedy, local_http)
-        except VocsegError:
-            raise
-        except Exception as error:
-            reason = f"not on this machine, and their download from {host} failed ({_one_line(error)}); try again"
-    raise EnvironmentFault(Problem(f"{what} of {architecture}", f"{reason}, or {remedy}"))
-
-
-def _local_files(published: dict[str, Any], search: Sequence[Path]) -> Iterator[Path]:
-    """Where on this machine the file may be, the likeliest place first."""
-    architecture, tag = published["architecture"], published.get("tag")
-    in_torchs_cache = _cached(published.get("url") or "")
-    for folder in search:
-        if tag:
-            yield folder / f"{architecture}.{tag}.safetensors"
-        if in_torchs_cache is not None:
-            yield folder / in_torchs_cache.name
-        yield folder / f"{architecture}.safetensors"
-    repository, revision = _repository(published)
-    for name in HUB_FILES if repository else ():
-        cached = try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(cached, str):
-            yield Path(cached)
-    if in_torchs_cache is not None:
-        yield in_torchs_cache
-
-
-def _cached(url: str) -> Path | None:
-    """Where torch keeps the file of a URL; None for a file that cannot be read here."""
-    name = Path(urlsplit(url).path).name
-    return Path(torch.hub.get_dir(), "checkpoints", name) if name.endswith(SUFFIXES) else None
-
-
-def _repository(published: dict[str, Any]) -> tuple[str, str | None]:
-    """The repository on the hub and its revision: timm writes them as one, `owner/name@revision`."""
-    hub_id = published.get("hf_hub_id") or ""
-    if hub_id == "timm/":  # timm's placeholder for its own repository of that name
-        hub_id += ".".join(filter(None, (published["architecture"], published.get("tag"))))
-    repository, _, revision = hub_id.partition("@")
-    return repository, revision or None
-
-
-def _reachable(url: str) -> bool:
-    """Whether the host of a URL, or the proxy that leads to it, accepts a connection right now."""
-    target = urlsplit(url)
-    proxy = getproxies().get(target.scheme)
-    if proxy and not proxy_bypass(target.hostname or ""):
-        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    address = target.hostname, target.port or (443 if target.scheme == "https" else 80)
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def connect() -> None:
-        try:
-            socket.create_connection(address, timeout=HUB_SECONDS).close()
-            answers.put(True)
-        except (OSError, ValueError):
-            answers.put(False)
-
-    # In a thread that is left behind: nothing can interrupt a name lookup, and without network it may take a minute.
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        return answers.get(timeout=HUB_SECONDS)
-    except queue.Empty:
-        return False
-
-
-def _download(published: dict[str, Any]) -> Path:
-    repository, revision = _repository(published)
-    safetensors, pickled = HUB_FILES
-    try:
-        return Path(hf_hub_download(repository, safetensors, revision=revision))
-    except EntryNotFoundError:
-        return Path(hf_hub_download(repository, pickled, revision=revision))
-
-
-def _download_from(url: str, file: Path, remedy: str, local_http: bool) -> Path:
-    """Downloads a file under the name it has at its URL, checked by the SHA-256 that such a name may end in."""
-    part = file.with_name(f"{file.name}.part")
-    hash_in_name = re.search(r"-([0-9a-f]{8,64})\.", file.name)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(file.parent):
-            if file.is_file():  # another run brought it meanwhile
-                return file
-            size = remote_size(url, remedy=remedy, local_http=local_http)
-            with tqdm(total=size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
-                for have in download(
-                    [url],
-                    part,
-                    size=size,
-                    sha256=hash_in_name[1] if hash_in_name else "",
-                    remedy=remedy,
-                    say=lambda line: None,
-                    local_http=local_http,
-                ):
-                    bar.update(have - bar.n)
-            os.replace(part, file)
-            delete_part(part)
-    except OSError as error:  # the network's own are dealt with where they occur
-        reason = f"cannot be written: {error.strerror or error}; free or name another (TORCH_HOME), or {remedy}"
-        raise EnvironmentFault(Problem(str(error.filename or file.parent), reason)) from error
-    return file
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other run downloads into the folder: two would write into the same partial file."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def normalization(backbone: nn.Module) -> tuple[RGB, RGB]:
-    """The mean and the deviation of RGB in 0…1 that a backbone was pretrained with; ImageNet's if it does not say."""
-    published = _published(backbone)
-    return tuple(published.get("mean", IMAGENET_MEAN)), tuple(published.get("std", IMAGENET_STD))
-
-
-def _published(backbone: nn.Module) -> dict[str, Any]:
-    """The first `pretrained_cfg` of a backbone and the modules in it; empty where there is none."""
-    found = (getattr(module, "pretrained_cfg", None) for module in backbone.modules())
-    return next((cfg for cfg in found if isinstance(cfg, dict)), {})
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An exception's type and the first line of its message."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
