@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vocseg.data import published
 from vocseg.data.published import imagenet_weights, normalization, published_weights
 from vocseg.errors import DataError, EnvironmentFault, UsageError, VocsegError
 
