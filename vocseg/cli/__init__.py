@@ -11,8 +11,9 @@ import click
 COMMANDS = {
     "run": "Train a recipe and write a run folder.",
     "list": "List components, or show one with its parameters.",
+    "new": "Write a plugin to start from, with its recipe and test.",
     "show": "Print a recipe with every default filled in.",
-    "check": "Build a recipe and try one batch, training nothing.",
+    "check": "Try a recipe, or check that an architecture keeps its contract.",
     "eval": "Score a run's weights again.",
     "predict": "Segment images with a run's weights.",
     "data": "Fetch, verify and describe data sets.",
@@ -67,7 +68,8 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        cli.main(args=arguments, prog_name="vocseg", standalone_mode=False)
+        # What a command leaves `Exit` with is returned; a command that runs to its end returns None.
+        sys.exit(cli.main(args=arguments, prog_name="vocseg", standalone_mode=False))
     except VocsegError as error:
         if debug:
             raise
@@ -75,8 +77,6 @@ def main() -> None:
             print(json.dumps({"error": [str(problem) for problem in error.problems], "exit_code": error.exit_code}))
         for problem in error.problems:
             click.echo(problem, err=True)
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
