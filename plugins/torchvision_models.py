@@ -2,7 +2,7 @@
 
 Report 002, "FCN ResNet-101" (Table 3), is `network = "fcn_resnet101"`, the default, with `model.weights = "published"`
 (COCO images with VOC's classes) and `train.freeze_encoder = true`: all but the classifier is the encoder. The table's
-last layer has a 3x3 kernel, as have all its rows; torchvision's is 1x1, and its weights are wanted.
+last layer has a 3x3 kernel, as have all its convolutions; torchvision's is 1x1, and its weights are wanted.
 
 The file is not named torchvision.py, which would hide the package from whatever is started in this folder.
 

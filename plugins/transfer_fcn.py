@@ -5,7 +5,9 @@ leave open or contradict is settled like this:
 
 - "ResNet34 without its last two layers" is all that comes before the global pooling: 512 channels at 1/32.
 - The decoder's widths are 512-512-256-128-64-32: 004 lists 512-256 twice, 002 shows two of the five layers.
-- The classifier is a 1x1 convolution of stride 1 (004 prints 3x3, stride 2) from 32 channels, without a softmax.
+- 002 captions its table ResNet-101 and begins the decoder with a ResNet34's 512 channels; here with the encoder's.
+- The classifier is a 1x1 convolution of stride 1 without padding (001 prints padding 1, 002 3x3, 004 3x3 and stride 2)
+  from 32 channels, without a softmax.
 
 Any timm encoder will do whose last map is 1/2, 1/4, ... 1/64 of the image. The decoder has as many layers as the map
 must be doubled, with the last of those widths (and 512 before them for a sixth); its first layer takes what channels

@@ -11,7 +11,7 @@ Reports 001 §3.3.3, §5.3.3 and Table 3, 002 §3.3 (5c) and Table 4, 004 Table 
 - All convolutions are 3x3 with stride 1, also where 002 prints stride 0 or 2x2 with stride 2.
 - The transposed convolutions have no activation (004 has one, 002 and the paper have none), and the classifier has
   none either (001 and 004 print a ReLU on the logits).
-- 004's second convolution block from the end takes the 128 channels of the concatenation, not 64.
+- The last block, 004's conv17 and conv18, takes the 128 channels of the concatenation, not 64.
 - There is no dropout: the paper has it at the end of the way down, no report has.
 
 Any size comes back in full. With padding "same" the poolings round up, and each map on the way up loses the row or

@@ -45,6 +45,18 @@ def test_a_recipe_says_what_it_is_and_names_what_a_reader_would_ask_for(path: Pa
     assert "batch_size" in given["data"]
 
 
+def test_the_heads_quote_what_the_reports_printed() -> None:
+    published = Path(__file__).parent.parent / "docs" / "published.toml"
+    figures = tomllib.loads(published.read_text(encoding="utf-8"))["figure"]
+    heads = {path.stem: path.read_text(encoding="utf-8").partition("\n\n")[0] for path in RECIPES}
+    printed = [(f["recipe"], f"{f[key]:g}") for f in figures for key in ("iou", "accuracy") if key in f]
+    assert len(printed) >= 50
+    assert [(recipe, number) for recipe, number in printed if number not in heads[recipe]] == []
+    assert {f["recipe"] for f in figures if f["source"][:3] not in heads[f["recipe"]]} == set()
+    answering = {name for name, head in heads.items() if re.search(r"Answers report .*[^.]0\.\d", head, re.DOTALL)}
+    assert answering == {f["recipe"] for f in figures if "iou" in f}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_a_step(path: Path, voc_root: Path, tmp_path: Path) -> None:
     small = tmp_path / path.name  # images of 64 px, two a batch; all else as it ships, but for weights to download

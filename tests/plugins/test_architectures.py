@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
@@ -141,6 +142,12 @@ def test_an_encoder_that_will_not_do_is_refused_in_one_line(name: str, encoder: 
         build(name, encoder=encoder)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_every_architecture_of_smp_is_offered() -> None:
+    found = {n for n, c in vars(smp).items() if isinstance(c, type) and issubclass(c, smp.base.SegmentationModel)}
+    offered = next(p for p in discover().get("architecture", "smp").parameters if p.name == "decoder")
+    assert sorted(offered.annotation.__args__) == sorted(found) == sorted([*DECODERS, "DPT"])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
