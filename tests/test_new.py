@@ -235,7 +235,7 @@ def test_what_is_not_alone_in_one_file_cannot_be_copied(tmp_path: Path) -> None:
 # Names and places
 
 
-@pytest.mark.parametrize("name", ["", "my-net", "2net", "for", "../net"])
+@pytest.mark.parametrize("name", ["", "my-net", "2net", "for", "../net", "\N{LATIN SMALL LIGATURE FI}ne"])
 def test_a_name_must_be_one_that_python_takes(tmp_path: Path, name: str) -> None:
     (found,) = problems("architecture", name, tmp_path)
     assert "cannot be the name of a Python function" in found

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import keyword
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -86,7 +87,8 @@ def _next(kind: str, name: str, root: Path, plugin: Path, recipe: Path, test: Pa
 
 
 def _wrong_with_name(kind: str, name: str, registry: Registry, package: bool) -> list[Problem]:
-    if not name.isidentifier() or keyword.iskeyword(name):
+    # Python reads some letters as others, such as a ligature as its two letters; recipes do not.
+    if not name.isidentifier() or keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name:
         message = "cannot be the name of a Python function; use letters, digits and _, such as my_net"
         return [Problem(name, message)]
     problems = []

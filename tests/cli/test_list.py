@@ -84,6 +84,29 @@ def test_recipes_are_listed_with_what_they_say_of_themselves(run_vocseg: Vocseg,
     assert "pyproject.toml" not in {row[3] for row in rows}
 
 
+def test_whatever_lies_beside_recipes_they_are_listed_a_line_each(run_vocseg: Vocseg, tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "deep.toml").write_text(f"a = {'[' * 10_000}{']' * 10_000}\n")
+    tables = "[model]\n[train]\n"
+    (tmp_path / "marked.toml").write_text(f'description = "Marked."\n{tables}', encoding="utf-8-sig")
+    (tmp_path / "number.toml").write_text(f"description = 5\n{tables}")
+    (tmp_path / "two.toml").write_text(f'description = """Two\n\tlines."""\n{tables}')
+    rows = [line.split("\t") for line in run_vocseg("list", "recipe")[0].splitlines()]
+    assert {len(row) for row in rows} == {4}
+    own = {row[1]: row for row in rows if row[1].endswith(".toml")}
+    assert own.keys() == {"deep.toml", "marked.toml", "number.toml", "two.toml"}
+    assert own["deep.toml"][::2] == ["broken", "nested deeper than 64 levels"]
+    assert own["marked.toml"][::2] == ["recipe", "Marked."]
+    assert own["number.toml"][::2] == ["recipe", "5"]
+    assert own["two.toml"][::2] == ["recipe", "Two lines."]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_a_link_to_nowhere_as_an_editor_leaves_it_is_no_recipe(run_vocseg: Vocseg, tmp_path: Path) -> None:
+    (tmp_path / ".#mine.toml").symlink_to("user@host.1234")
+    assert "mine.toml" not in run_vocseg("list", "recipe")[0]
+
+
 def test_plugins_beside_the_working_directory_and_of_the_flag_are_listed_with_a_short_source(
     run_vocseg: Vocseg, tmp_path: Path
 ) -> None:

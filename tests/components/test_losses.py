@@ -393,6 +393,11 @@ def test_ohem_by_hand():
     assert ohem(threshold=0.3, min_kept=0.51)(logits, target).item() == pytest.approx(0.7811357, rel=1e-5)
 
 
+def test_ohem_can_keep_more_pixels_than_float32_counts():
+    pixels = 2**24 + 3  # 2^24 + 4 in float32
+    assert ohem(min_kept=1.0)(torch.zeros(1, 1, 1, pixels), torch.zeros(1, 1, pixels, dtype=torch.long)) == 0
+
+
 def test_ohem_trains_on_nothing_where_no_pixel_is_hard_and_none_has_to_be_kept():
     target = torch.tensor([[[0, 0, VOID]]])
     value, grad = gradient(ohem(threshold=0.7, min_kept=0.0), row_of(0.9, 0.8, 0.1), target)

@@ -308,6 +308,7 @@ def test_values_have_the_type_of_their_key(registry: Registry) -> None:
         (["train.freeze_encoder=true"], "train.freeze_encoder: 'fcn_baseline' has no encoder that is set apart"),
         (["optimizer={name='adam', encoder_lr=0.1}"], "optimizer.encoder_lr: 'fcn_baseline' has no encoder"),
         (["model.name=smp", "train.unfreeze_after=2"], "train.unfreeze_after: has no effect without train.freeze"),
+        (["evaluate.overlap=0.25"], "evaluate.overlap: has no effect without evaluate.window"),
         (
             ["model.name=smp", "train.freeze_encoder=true", "train.unfreeze_after=3"],
             "train.unfreeze_after: expected less than train.epochs = 3, found 3",

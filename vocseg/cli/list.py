@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,17 +76,26 @@ def _broken_row(plugin: BrokenPlugin) -> dict[str, str]:
 
 def _recipe_rows(folder: Path) -> Iterator[dict[str, str]]:
     """The shipped recipes and those of `folder` and its `recipes/`, with what they say of themselves."""
+    from vocseg.recipe.toml import parse
+
     shipped = sorted(bundled("recipes").glob("*.toml"))
     own = [*sorted(folder.glob("*.toml")), *sorted((folder / "recipes").glob("*.toml"))]
-    for path in dict.fromkeys(path.resolve() for path in [*shipped, *own]):
+    # Files only: an editor may have left a link to nowhere beside the recipe that it has open.
+    for path in dict.fromkeys(path.resolve() for path in [*shipped, *own] if path.is_file()):
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # of TOML or of UTF-8
-            yield {"kind": BROKEN, "name": path.name, "summary": f"no TOML: {error}", "source": str(path)}
+            content = parse(path.read_bytes(), str(path))
+        except UsageError as error:
+            wrong = error.problems[0]
+            yield {"kind": BROKEN, "name": path.name, "summary": wrong.message, "source": wrong.where}
+            continue
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            yield {"kind": BROKEN, "name": path.name, "summary": reason, "source": str(path)}
             continue
         if "model" in content and "train" in content:  # a pyproject.toml is none
             name = path.stem if path.parent == shipped[0].resolve().parent else shown_path(str(path))
-            yield {"kind": RECIPE, "name": name, "summary": content.get("description", ""), "source": str(path)}
+            summary = " ".join(str(content.get("description", "")).split())
+            yield {"kind": RECIPE, "name": name, "summary": summary, "source": str(path)}
 
 
 def _details(component: Component) -> dict[str, object]:

@@ -117,7 +117,8 @@ def ohem(
         # Void sorts behind every labelled pixel. The rank stays on the device, where `topk` would ask the host for it.
         hardest_first = losses.detach().where(labelled, -1.0).sort(descending=True).values
         rank = (min_kept * labelled.sum()).ceil().long()
-        hardest_kept = hardest_first.gather(0, (rank - 1).clamp(min=0).reshape(1))
+        # float32 counts in steps of 2 from 2^24 pixels on, and may rank one that is not there.
+        hardest_kept = hardest_first.gather(0, (rank - 1).clamp(0, len(losses) - 1).reshape(1))
         kept = labelled & ((losses >= hard) | ((losses >= hardest_kept) & (rank > 0)))
         return losses.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
 

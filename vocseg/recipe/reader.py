@@ -186,6 +186,8 @@ class _Reading:
         evaluate = self.table("evaluate", Evaluate) if "evaluate" in self.data else Evaluate()
         stopping = self.table("early_stopping", EarlyStopping) if "early_stopping" in self.data else None
         self.cross_check({table: found[0] for table, found in parts.items() if found}, train, stopping)
+        if evaluate and evaluate.window is None and evaluate.overlap != Evaluate().overlap:
+            self.problem(("evaluate", "overlap"), "has no effect without evaluate.window; leave it out")
         if look_for_weights and parts["model"]:
             self.look_for(parts["model"][0].settings.weights)
         if self.problems:
