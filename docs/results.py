@@ -63,8 +63,11 @@ def entries() -> list[Entry]:
 
 
 def table(header: str, rows: list[list[str]]) -> str:
-    columns = header.split(" | ")
-    rule = "|".join("---" if i == 0 or column.startswith("Changed") else "---:" for i, column in enumerate(columns))
+    """A table in Markdown; columns of nothing but figures are aligned at the right."""
+    figures = [
+        all(re.fullmatch(r"[\d.]*( to [\d.]+| M)?", cell) for cell in column) for column in zip(*rows, strict=True)
+    ]
+    rule = "|".join("---:" if right else "---" for right in figures)
     return "\n".join([f"| {header} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
@@ -132,7 +135,7 @@ def page() -> str:
     """The whole page."""
     runs = entries()
     published = tomllib.loads((HERE / "published.toml").read_text(encoding="utf-8"))["figure"]
-    named = {title(run).replace(" on ", "@"): run for run in runs}
+    named = {title(run).replace(" on ", "@"): run for run in reversed(runs)}  # the oldest of equal titles
     missing = [p.stem for p in sorted(bundled("recipes").iterdir()) if p.stem not in {r["recipe"] for r in runs}]
     blocks = {
         "measured": measured(runs),

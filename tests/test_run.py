@@ -398,6 +398,7 @@ def test_a_prediction_never_overwrites_what_it_was_made_from(project):
     [
         ('raise IndexError("my own mistake")', "IndexError: my own mistake; `vocseg check tiny` tries one batch"),
         ("return images[..., ::4, ::4]", "upsample them in its forward"),
+        ("return images, images", "the network returned tuple; expected logits, or a mapping of them with 'out'"),
         ("return images[:, :2]", "Error"),
     ],
 )

@@ -40,6 +40,9 @@ def outputs(network: Callable[[Tensor], Any], images: Tensor, stride: int) -> di
         raise ValueError(f"the network returned a mapping with {sorted(named)}, and no 'out' among them")
     result = {}
     for name, logits in named.items():
+        if not isinstance(logits, Tensor):
+            found = f"{type(logits).__name__} for '{name}'" if isinstance(raw, Mapping) else type(raw).__name__
+            raise ValueError(f"the network returned {found}; expected logits, or a mapping of them with 'out'")
         if logits.shape[-2:] != padded.shape[-2:]:
             if name == "out":
                 raise ValueError(
