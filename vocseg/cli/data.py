@@ -1,22 +1,17 @@
 """`vocseg data`: fetch, verify and describe data sets."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from vocseg.data.dataset import Dataset
     from vocseg.data.stats import Stats
     from vocseg.recipe.reader import Recipe
-
-QUIET_SECONDS = 5.0
-"""Without a terminal, what takes less than this says nothing of its progress."""
 
 splits = click.option("--split", "splits", multiple=True, metavar="NAME", help="Only this split; may be given again.")
 
@@ -50,7 +45,7 @@ def fetch(name: str, data: Path) -> None:
     """
     from vocseg.data.fetch import fetch
 
-    with _progress("downloading", in_bytes=True) as (progress, say):
+    with progress_bar("downloading", in_bytes=True) as (progress, say):
         done = fetch(name, data, progress, say=say)
     what = f"unpacked {', '.join(done)}" if done else "nothing was missing"
     click.echo(f"{name} is complete in {data}: {what}")
@@ -85,7 +80,7 @@ def verify(
     from vocseg.errors import DataError
 
     opened = _open(target, splits, data, overrides, plugins)
-    with _progress("reading") as (progress, _):
+    with progress_bar("reading") as (progress, _):
         findings = verify(opened, progress)
     if as_json:
         images = {split: len(dataset) for split, dataset in opened.items()}
@@ -126,7 +121,7 @@ def stats(
         raise UsageError(f"--out {out}: expected a file that ends in .png, .svg or .pdf")
     counted = {}
     for split, dataset in _open(target, splits, data, overrides, plugins).items():
-        with _progress(f"counting {split}") as (progress, _):
+        with progress_bar(f"counting {split}") as (progress, _):
             counted[split] = stats(dataset, progress)
     if out:
         from vocseg.report.dataset import draw_stats
@@ -159,7 +154,7 @@ def fetch_for(recipe: "Recipe") -> None:
         known = ", ".join(FETCHABLE)
         raise UsageError(Problem("--fetch", f"the recipe's data set '{name}' cannot be fetched; known: {known}"))
     augmented = "trainaug" in (data.settings.train, data.settings.val)
-    with _progress("downloading", in_bytes=True) as (progress, say):
+    with progress_bar("downloading", in_bytes=True) as (progress, say):
         fetch("sbd" if augmented else name, Path(data.settings.root), progress, say=say)
 
 
@@ -169,40 +164,6 @@ def _open(
     from vocseg.build import open_datasets
 
     return open_datasets(target, data=data, overrides=overrides, plugins=plugins, splits=splits or None)
-
-
-@contextmanager
-def _progress(label: str, in_bytes: bool = False) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """Two functions: one takes (done, total), the other a line of text to show. Both write to stderr.
-
-    On a terminal there is a bar; elsewhere a line every tenth of the way.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(label, total=None, visible=False)
-            yield (
-                lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-                lambda line: console.print(line, markup=False, highlight=False),
-            )
-        return
-
-    start = time.monotonic()
-    told = 0
-
-    def line(done: int, total: int) -> None:
-        nonlocal told
-        tenth = 10 * done // max(total, 1)
-        if tenth > told and time.monotonic() - start > QUIET_SECONDS:
-            told = tenth
-            click.echo(f"{label}: {10 * tenth} %", err=True)
-
-    yield line, lambda text: click.echo(text, err=True)
 
 
 def _as_json(counts: "Stats") -> dict[str, object]:

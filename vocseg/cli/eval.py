@@ -22,11 +22,20 @@ def command(run: Path, data: Path | None, split: str | None, device: str, as_jso
     from vocseg.process import prepare_process
 
     prepare_process()
-    from vocseg.cli.reporters import counted, print_figures
+    from vocseg.cli.progress import progress_bar
+    from vocseg.cli.reporters import print_figures
     from vocseg.runs.files import without_nan, write_json
     from vocseg.score import score
 
-    result = counted(score(run, data=data, split=split, device=device), "scoring")
+    scoring = score(run, data=data, split=split, device=device)
+    with progress_bar("scoring") as (advance, _):
+        while True:
+            try:
+                scored = next(scoring)
+            except StopIteration as finished:
+                result = finished.value
+                break
+            advance(scored.done, scored.total)
     target = run / f"eval-{result['split'].replace('/', '_')}.json"
     write_json(target, result)
     if as_json:

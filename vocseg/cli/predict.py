@@ -24,11 +24,11 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, 
     from vocseg.process import prepare_process
 
     prepare_process()
-    from vocseg.cli.reporters import progress_bar
+    from vocseg.cli.progress import progress_bar
     from vocseg.score import predict
 
     done = 0
-    with progress_bar("predicting") as advance:
+    with progress_bar("predicting") as (advance, _):
         for predicted in predict(run, images, out=out, device=device):
             done = predicted.done
             advance(predicted.done, predicted.total)

@@ -1,10 +1,9 @@
 """What a run says while it goes: a live display on a terminal, plain lines elsewhere, JSON lines, or nothing."""
 
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -221,27 +220,3 @@ def print_figures(result: dict[str, Any]) -> None:
         console.print()
         console.print("IoU  " + "  ".join(f"{entry}" for entry in iou), markup=False, soft_wrap=False)
     console.print()
-
-
-@contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that is told how many of how many are done; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-
-def counted(scoring: Generator[Scored, None, dict[str, Any]], description: str) -> dict[str, Any]:
-    """Drains a scoring behind a progress bar and gives what it returns."""
-    with progress_bar(description) as advance:
-        while True:
-            try:
-                scored = next(scoring)
-            except StopIteration as finished:
-                return finished.value
-            advance(scored.done, scored.total)
