@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -69,15 +68,14 @@ def discover(project: Path | None = None, plugins: Path | None = None) -> Regist
     folders = [folder.absolute() for folder in (nearest, plugins) if folder is not None]
     components: list[Component] = []
     broken: list[BrokenPlugin] = []
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     for source in _sources(folders, broken):
         try:
             text = source.path.read_bytes()
             # The same plugins are found twice where a checkout is used beside an installed wheel.
-            digest = sha256(text).hexdigest()
-            if digest in seen or b"vocseg" not in text:
+            if text in seen or b"vocseg" not in text:
                 continue
-            seen.add(digest)
+            seen.add(text)
             components += read_components(text, source.path, source.origin, source.importer)
         except Exception as error:  # whatever is wrong with one file, it must not hide the others
             broken.append(BrokenPlugin(str(source.path), _reason(error)))
@@ -165,6 +163,8 @@ def _module_files(module: str) -> Iterator[tuple[Path, str]]:
 
 def import_file(path: Path) -> ModuleType:
     """Imports a plugin file under a name of its own; the second import of a path gives the same module."""
+    from hashlib import sha256  # listing imports nothing and is to be quick
+
     path = path.resolve()
     stem = path.parent.name if path.name == "__init__.py" else path.stem
     name = f"vocseg_plugin_{sha256(str(path).encode()).hexdigest()[:8]}_{stem}"

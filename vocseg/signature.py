@@ -11,7 +11,7 @@ import pathlib
 import typing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,11 +49,12 @@ def read_components(text: bytes, path: Path, origin: str, importer: Callable[[],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an invalid escape in somebody's docstring is not the reader's affair
         tree = ast.parse(text, filename=str(path))
-    marks = _imported(tree, _MARKING)
-    names = _BUILTINS | _imported(tree, _types(text))
+    statements = list(_statements(tree))
+    marks = _imported(statements, _MARKING)
+    names = _BUILTINS | _imported(statements, _types(text))
     names |= _constants(tree, names)
     components = []
-    for node in ast.walk(tree):
+    for node in statements:
         found = [d for d in getattr(node, "decorator_list", ()) if _marked(d, marks)]
         if not found:
             continue
@@ -89,10 +90,19 @@ def _types(text: bytes) -> dict[str, SimpleNamespace]:
     return {**_TYPES, "pydantic": SimpleNamespace(Field=Field)}
 
 
-def _imported(tree: ast.Module, modules: Mapping[str, SimpleNamespace]) -> dict[str, Any]:
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Every statement of a file, however deep; expressions, nine tenths of its nodes, hold none and are not entered."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _statements(child)
+
+
+def _imported(statements: Sequence[ast.stmt], modules: Mapping[str, SimpleNamespace]) -> dict[str, Any]:
     """What the file's imports bind, of the members of these modules: name → member, or the module's namespace."""
     found: dict[str, Any] = {}
-    for node in ast.walk(tree):
+    for node in statements:
         if isinstance(node, ast.ImportFrom) and not node.level and node.module and node.module in modules:
             members = vars(modules[node.module])
             for alias in node.names:
