@@ -127,8 +127,10 @@ def changed(runs: list[Entry]) -> str:
 
 
 def title(run: Entry) -> str:
+    """The recipe, with the encoder it was given instead of its own, and whether it had all of its epochs."""
     encoder = next((c.partition("=")[2].strip('"') for c in run["changed"] if c.startswith("model.encoder=")), None)
-    return f"{run['recipe']} on {encoder}" if encoder else run["recipe"]
+    name = f"{run['recipe']} on {encoder}" if encoder else run["recipe"]
+    return name if any(c.startswith("train.epochs=") for c in run["changed"]) else f"{name}, full length"
 
 
 def page() -> str:
@@ -155,7 +157,7 @@ def page() -> str:
         value: Any = named[recipe]
         for part in path.split("."):
             value = value[part]
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return f"{value:.1f}" if path == "minutes" else f"{value:.3f}" if isinstance(value, float) else str(value)
 
     template = (HERE / "results.template.md").read_text(encoding="utf-8")
     note = (
