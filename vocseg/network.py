@@ -3,7 +3,8 @@
 Not here: what architectures there are (`plugins/`), their pretrained weights (`vocseg/data/weights.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,33 @@ def parameter_groups(network: nn.Module, backbone: nn.Module | None) -> list[dic
     rest = [p for p in network.parameters() if id(p) not in inside]
     encoder = [p for p in network.parameters() if id(p) in inside]
     return [{"params": group, "name": name} for name, group in (("decoder", rest), ("encoder", encoder)) if group]
+
+
+@dataclass
+class Kept:
+    """Bytes that autograd kept; known when `kept_for_backward` ends."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def kept_for_backward(network: nn.Module, *given: Tensor) -> Iterator[Kept]:
+    """Counts what autograd keeps, of all that runs inside, for the backward pass: the activations.
+
+    The network's weights and buffers are left out, and so are the tensors `given` to it.
+    """
+    kept = Kept()
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that none takes the place of another that is counted
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), *given)}
+    kept.bytes = sum(storage.nbytes() for at, storage in storages.items() if at not in own)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from vocseg.build import Job, build
 from vocseg.errors import Problem, TrainingError, UsageError
-from vocseg.network import count_parameters, outputs, set_training
+from vocseg.network import count_parameters, kept_for_backward, outputs, set_training
 from vocseg.recipe.reader import Recipe
 from vocseg.train.loop import combined_loss
 
@@ -26,15 +26,9 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
     pixels, masks = next(batches)
     batches.close()
     set_training(training.network, training.backbone, frozen=training.frozen_epochs > 0)
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     source = recipe.model.component.source
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), training.placement.autocast():
+        with kept_for_backward(training.network) as kept, training.placement.autocast():
             named = outputs(training.network, training.normalization(pixels), training.stride)
         loss = combined_loss(training.loss, named, masks.long())
         loss.backward()
@@ -47,9 +41,7 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
         raise UsageError(
             Problem(source, f"the network gives {named['out'].shape[1]} classes, the data has {len(job.train.classes)}")
         )
-    own = {t.untyped_storage().data_ptr() for t in (*training.network.parameters(), *training.network.buffers())}
-    activations = sum(size for pointer, size in kept.items() if pointer not in own)
-    return _report(job, pixels, loss.item(), activations)
+    return _report(job, pixels, loss.item(), kept.bytes)
 
 
 def _report(job: Job, pixels: torch.Tensor, loss: float, activations: int) -> dict[str, Any]:

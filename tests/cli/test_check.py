@@ -2,15 +2,11 @@
 
 import json
 import os
-import pty
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vocseg.plugins import PACKAGE
 from vocseg.testing import CHECK_NAMES
 
 Vocseg = Callable[..., tuple[str, str]]
@@ -144,25 +140,12 @@ def test_what_cannot_be_checked_is_one_line(
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_on_a_terminal_rows_are_coloured_and_keep_within_its_width(plugin: Path, width: int) -> None:
+def test_on_a_terminal_rows_are_coloured_and_keep_within_its_width(
+    plugin: Path, width: int, on_terminal: Callable[..., str]
+) -> None:
     plugin.write_text(SOURCE.format(stride=2).replace('print("imported")', "").replace('print("built")', ""))
-    environment = {
-        **os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": str(width), "TERM": "xterm", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "vocseg", "check", "plugins/net.py", *QUICK]
-    ours, theirs = pty.openpty()
-    folder = plugin.parents[1]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment, cwd=folder) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                shown += chunk
-        except OSError:  # Linux ends a terminal that nobody holds with an error
-            pass
-    os.close(ours)
-    assert process.returncode == 2
-    text = shown.decode().replace("\r", "")
+    shown = on_terminal(plugin.parents[1], width, "check", "plugins/net.py", *QUICK, code=2)
+    text = shown.replace("\r", "")
     assert "\x1b[32mpass\x1b[0m  signature" in text
     assert "\x1b[1;31mfail\x1b[0m  stride" in text
     assert "\x1b[1;31m-> set stride = 4" in text

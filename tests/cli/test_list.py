@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -20,24 +19,6 @@ Vocseg = Callable[..., tuple[str, str]]
 def write_plugin(folder: Path, name: str, text: str) -> None:
     (folder / "plugins").mkdir(exist_ok=True)
     (folder / "plugins" / f"{name}.py").write_text(f"from vocseg import loss\n{text}")
-
-
-def on_terminal(cwd: Path, width: int, *arguments: str) -> str:
-    """What the command prints on a terminal of that width."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": str(width), "TERM": "xterm"}
-    command = [sys.executable, "-m", "vocseg", *arguments]
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment, cwd=cwd) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                shown += chunk
-        except OSError:  # Linux ends a terminal that nobody holds with an error
-            pass
-    os.close(ours)
-    assert process.returncode == 0, shown
-    return shown.decode()
 
 
 # All components
@@ -207,7 +188,9 @@ def test_an_unknown_name_is_an_error_with_the_nearest_and_what_could_not_be_read
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_on_a_terminal_kinds_are_headings_and_no_line_is_wider_than_it(tmp_path: Path, width: int) -> None:
+def test_on_a_terminal_kinds_are_headings_and_no_line_is_wider_than_it(
+    tmp_path: Path, width: int, on_terminal: Callable[..., str]
+) -> None:
     write_plugin(tmp_path, "mine", "@loss\ndef mine(): 'Mine [bold]or not[/bold].'")
     write_plugin(tmp_path, "bad", "def f(:")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(tmp_path, width, "list")).replace("\r", "")

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -33,21 +33,15 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
 
     Plugins are read, not run: a file that cannot be read is a row with its reason.
     """
+    if what == RECIPE:
+        _print_rows(list(_recipe_rows(Path.cwd())), as_json)
+        return
     registry = discover(project=Path.cwd(), plugins=plugins)
     named = [c for c in registry if c.name == what]
-    if what is None or what in KINDS or what == RECIPE:
-        if what == RECIPE:
-            rows = list(_recipe_rows(Path.cwd()))
-        else:
-            rows = [_row(c, load) for c in registry if what in (None, c.kind)]
-            rows += [_broken_row(b) for b in registry.broken]
-        if as_json:
-            click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        elif sys.stdout.isatty():
-            _print_table(rows, {c.source for c in registry if c.origin not in ("vocseg", "bundled")})
-        else:  # one line a component, whatever the width, for grep and cut
-            for row in rows:
-                click.echo("\t".join([row["kind"], row["name"], row["summary"], shown_path(row["source"])]))
+    if what is None or what in KINDS:
+        rows = [_row(c, load) for c in registry if what in (None, c.kind)]
+        rows += [_broken_row(b) for b in registry.broken]
+        _print_rows(rows, as_json, {c.source for c in registry if c.origin not in ("vocseg", "bundled")})
     elif named and as_json:
         click.echo(json.dumps([_details(c) for c in named], indent=2, ensure_ascii=False))
     elif named:
@@ -115,7 +109,17 @@ def _details(component: Component) -> dict[str, object]:
     return {**_row(component, load=False), "doc": component.doc, "parameters": parameters}
 
 
-def _print_table(rows: Sequence[dict[str, str]], foreign: set[str]) -> None:
+def _print_rows(rows: Sequence[dict[str, str]], as_json: bool, foreign: Collection[str] = ()) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif sys.stdout.isatty():
+        _print_table(rows, foreign)
+    else:  # one line a component, whatever the width, for grep and cut
+        for row in rows:
+            click.echo("\t".join([row["kind"], row["name"], row["summary"], shown_path(row["source"])]))
+
+
+def _print_table(rows: Sequence[dict[str, str]], foreign: Collection[str]) -> None:
     """A block of names with summaries for each kind; what came neither with vocseg nor in its wheel has its file."""
     from rich.console import Console
     from rich.padding import Padding

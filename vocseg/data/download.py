@@ -6,15 +6,22 @@ The file grows as `<name>.part`; `<name>.part.json` beside it keeps what the ser
 import hashlib
 import http.client
 import json
+import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from vocseg.errors import DataError, EnvironmentFault, Problem
+
+try:
+    import fcntl
+except ImportError:  # on Windows two downloads at once into one folder end in a wrong SHA-256
+    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 20.0
 """Seconds to wait for a connection, and for the next bytes."""
@@ -22,6 +29,32 @@ TIMEOUT = 20.0
 _ATTEMPTS = 5  # requests to one host for what a broken connection left out, as long as each brings bytes
 _CHUNK = 2**18
 _HEADERS = {"User-Agent": "vocseg", "Accept-Encoding": "identity"}
+
+
+@contextmanager
+def alone_in(folder: Path, *, busy: str = "") -> Iterator[None]:
+    """Keeps a second download out of a folder: two would write into the same files.
+
+    Args:
+        busy: what to say if another is running; without it, its end is waited for.
+
+    Raises:
+        EnvironmentFault: another is running, and `busy` is to say so.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise EnvironmentFault(Problem(str(folder), busy)) from None
+        except OSError:
+            pass  # a network file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def download(

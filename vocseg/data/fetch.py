@@ -8,22 +8,15 @@ The hosts publish no SHA-256. Those below stand in torchvision's source (`torchv
 projects that downloaded the three VOC archives record the same ones; for SBD we know of no second record.
 """
 
-import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vocseg.data.download import bytes_in, delete_part, download, hash_file, megabytes
+from vocseg.data.download import alone_in, bytes_in, delete_part, download, hash_file, megabytes
 from vocseg.data.unpack import Unpacker, import_loadmat, read_list, unpack, unpack_sbd, unpack_voc
 from vocseg.errors import DataError, EnvironmentFault, Interrupted, Problem, UsageError, did_you_mean
-
-try:
-    import fcntl
-except ImportError:  # on Windows two fetches at once into one folder end in a wrong SHA-256
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def fetch(
         import_loadmat()  # said before gigabytes are fetched in vain
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with alone_in(root, busy="another fetch into this folder is running; wait for it"):
             _check_space(missing, root)
             _fetch_all(missing, root, progress or (lambda done, total: None), say or (lambda line: None), local_http)
     except KeyboardInterrupt:
@@ -231,27 +224,6 @@ def _is_present(archive: Archive, root: Path) -> bool:
         if not names or not all((folder / file).is_file() for file in files):
             return False
     return True
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Keeps a second fetch out of the folder, which would write into the same files."""
-    if fcntl is None:
-        yield
-        return
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(
-                Problem(str(root), "another fetch into this folder is running; wait for it")
-            ) from None
-        except OSError:
-            pass  # a network file system without locks
-        yield
-    finally:
-        os.close(folder)
 
 
 def _check_space(missing: Sequence[Archive], root: Path) -> None:

@@ -7,7 +7,6 @@ Architecture plugins never download; `imagenet_weights` and `published_weights` 
 hub, or, where that does not have them, from `url` into torch's cache.
 """
 
-import contextlib
 import os
 import queue
 import re
@@ -24,14 +23,9 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, tqdm
 from torch import nn
 
-from vocseg.data.download import delete_part, download, remote_size
+from vocseg.data.download import alone_in, delete_part, download, remote_size
 from vocseg.data.weights import SUFFIXES, one_line
 from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError
-
-try:
-    import fcntl
-except ImportError:  # on Windows two downloads at once of one file end in a wrong SHA-256
-    fcntl = None  # type: ignore[assignment]
 
 RGB = tuple[float, float, float]
 
@@ -185,7 +179,7 @@ def _download_from(url: str, file: Path, remedy: str, local_http: bool) -> Path:
     hash_in_name = re.search(r"-([0-9a-f]{8,64})\.", file.name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(file.parent):
+        with alone_in(file.parent):
             if file.is_file():  # another run brought it meanwhile
                 return file
             size = remote_size(url, remedy=remedy, local_http=local_http)
@@ -206,21 +200,6 @@ def _download_from(url: str, file: Path, remedy: str, local_http: bool) -> Path:
         reason = f"cannot be written: {error.strerror or error}; free or name another (TORCH_HOME), or {remedy}"
         raise EnvironmentFault(Problem(str(error.filename or file.parent), reason)) from error
     return file
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other run downloads into the folder: two would write into the same partial file."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def normalization(backbone: nn.Module) -> tuple[RGB, RGB]:

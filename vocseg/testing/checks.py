@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from vocseg.errors import UsageError, did_you_mean
-from vocseg.network import DEFAULT_STRIDE, count_parameters, outputs, parameter_groups
+from vocseg.network import DEFAULT_STRIDE, count_parameters, kept_for_backward, outputs, parameter_groups
 from vocseg.testing.report import Row, Verdict
 from vocseg.testing.subject import Subject, accept, beyond_bounds, checked_params
 from vocseg.testing.trial import (
@@ -658,18 +658,9 @@ def _flops(trial: Trial) -> Finding:
 def _memory(trial: Trial) -> Finding:
     network, side = trial.hollow, trial.fitting(LIKE_IMAGENET)
     images = empty(network, 2, side, side)
-    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), images)}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage
-        return tensor
-
-    with trial.training(network), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with trial.training(network), kept_for_backward(network, images) as kept:
         network(images)
-    size = sum(storage.nbytes() for at, storage in storages.items() if at not in own)
-    size //= 2  # of two images, since some networks take no single one in training
+    size = kept.bytes // 2  # of two images, since some networks take no single one in training
     amount = f"{size / 2**20:,.{0 if size >= 10 << 20 else 1}f} MiB"
     return info(f"{amount} of activations to train on one image of {side}x{side}, fp32", size)
 
