@@ -13,7 +13,7 @@ from vocseg.build import Job, build
 from vocseg.device import peak_memory_bytes
 from vocseg.errors import EnvironmentFault, Interrupted, Problem, TrainingError, UsageError, VocsegError
 from vocseg.evaluate.figures import figures
-from vocseg.evaluate.inference import Evaluation, Scored, evaluate
+from vocseg.evaluate.validation import Evaluation, Scored, evaluate
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
 from vocseg.recipe.reader import Recipe, read_recipe

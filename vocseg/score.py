@@ -14,7 +14,8 @@ from vocseg.data.images import read_image
 from vocseg.errors import DataError, Problem, UsageError
 from vocseg.evaluate.confusion import class_map
 from vocseg.evaluate.figures import figures
-from vocseg.evaluate.inference import Predictor, Scored, evaluate
+from vocseg.evaluate.inference import Predictor
+from vocseg.evaluate.validation import Scored, evaluate
 from vocseg.recipe.reader import Recipe
 from vocseg.report.overlays import overlay
 from vocseg.report.palette import save_palette_mask

@@ -11,7 +11,7 @@ from vocseg.errors import DataError
 from vocseg.evaluate.confusion import count_pixels, marginals
 from vocseg.evaluate.dialect import constant_counts, dialect_scores, perfect_counts
 from vocseg.evaluate.figures import figures
-from vocseg.evaluate.inference import Evaluation
+from vocseg.evaluate.validation import Evaluation
 from vocseg.runs.files import without_nan
 
 

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vocseg.data.dataset import Dataset
 from vocseg.device import Placement
-from vocseg.evaluate.inference import Looks, Predictor, evaluate, window_starts
+from vocseg.evaluate.inference import Looks, Predictor, window_starts
 from vocseg.evaluate.scores import scores
+from vocseg.evaluate.validation import evaluate
 from vocseg.network import Normalization, outputs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vocseg.evaluate.inference import Scored
+from vocseg.evaluate.validation import Scored
 from vocseg.run import Event, Finished, Started
 from vocseg.runs.files import without_nan
 from vocseg.train.loop import Epoch, Step

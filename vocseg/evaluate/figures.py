@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from vocseg.evaluate.dialect import constant_counts, dialect_scores, perfect_counts
-from vocseg.evaluate.inference import Evaluation
 from vocseg.evaluate.scores import bootstrap_interval, constant_scores, null_models, scores
+from vocseg.evaluate.validation import Evaluation
 
 
 def figures(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:

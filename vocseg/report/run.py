@@ -8,8 +8,9 @@ import numpy as np
 
 from vocseg.data.dataset import Dataset
 from vocseg.evaluate.confusion import class_map
-from vocseg.evaluate.inference import Evaluation, Predictor
+from vocseg.evaluate.inference import Predictor
 from vocseg.evaluate.scores import image_miou
+from vocseg.evaluate.validation import Evaluation
 from vocseg.report.figures import draw_confusion, draw_curves, draw_iou_bars
 from vocseg.report.overlays import Example, draw_comparison
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vocseg.data.loader import TrainingBatches
 from vocseg.device import Placement
 from vocseg.errors import TrainingError
-from vocseg.evaluate.inference import Evaluation, Scored
 from vocseg.evaluate.scores import scores
+from vocseg.evaluate.validation import Evaluation, Scored
 from vocseg.network import AUXILIARY_WEIGHT, Normalization, outputs, set_training
 from vocseg.train.ema import Ema
 
