@@ -45,7 +45,7 @@ def version(package: str) -> str:
 
 
 def peers(builders: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each builder returns, by name; and by name why one is missing: its package is not there, or cannot be used."""
+    """What each builder returns, by name; and by name why another is missing: its package cannot be imported."""
     built, missing = {}, {}
     for name, build in builders.items():
         try:
