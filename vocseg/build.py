@@ -23,6 +23,7 @@ from vocseg.data.published import imagenet_weights, normalization, published_wei
 from vocseg.data.stats import class_pixels
 from vocseg.data.weights import Filled, load_weights
 from vocseg.device import Placement, choose_device, choose_precision
+from vocseg.distributed import ALONE, World
 from vocseg.errors import DataError, Problem, UsageError, VocsegError
 from vocseg.evaluate.inference import Looks, Predictor
 from vocseg.network import Normalization, backbone_of, choose_normalization, parameter_groups, stride_of
@@ -31,6 +32,7 @@ from vocseg.recipe.prepare import load_recipe
 from vocseg.recipe.reader import Part, Recipe
 from vocseg.train.ema import Ema
 from vocseg.train.loop import Training, steps_per_epoch
+from vocseg.train.sync_batch_norm import synchronise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -218,8 +220,11 @@ class Job:
         return self.network.predictor(self.placement, module)
 
 
-def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> Job:
+def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True, world: World = ALONE) -> Job:
     """Builds all of a recipe.
+
+    Args:
+        world: the processes that train together, each of which builds it.
 
     Raises:
         VocsegError: whatever a user can mend, before anything is trained.
@@ -241,8 +246,13 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         repeat=data.repeat,
         workers=data.workers,
         fill=network.normalization.fill,
+        rank=world.rank,
+        size=world.size,
+        pin=placement.device.type == "cuda",
     )
     placement.place(network.module)
+    if settings.sync_batch_norm and world.size > 1:
+        synchronise(network.module)
     optimizer = build_optimizer(recipe, network)
     lr = float(optimizer.param_groups[0]["lr"])
     per_epoch = steps_per_epoch(len(batches), settings.accumulate)
@@ -269,6 +279,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True) -> J
         validate_every=recipe.evaluate.every,
         compile=settings.compile,
         limit_seconds=settings.minutes * 60 if settings.minutes is not None else None,
+        world=world,
     )
     return Job(recipe, train, val, network, placement, loss, training)
 

@@ -30,6 +30,16 @@ class Placement:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
+    def seed(self, seed: int) -> None:
+        """Seeds torch's generators of the CPU and of this device alone: `torch.manual_seed` takes a tenth of a
+        millisecond, most of it for devices that are not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
     def lay_out(self, images: torch.Tensor) -> torch.Tensor:
         """Images (b, c, h, w) in the memory format of the network."""
         return images if self.channels_last else images.contiguous()

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vocseg.build import Job, build
-from vocseg.device import peak_memory_bytes
+from vocseg.device import choose_device, peak_memory_bytes
+from vocseg.distributed import World, join, launched, restarted
 from vocseg.errors import EnvironmentFault, Interrupted, Problem, TrainingError, UsageError, VocsegError
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.validation import Evaluation, Scored, evaluate
@@ -58,19 +59,32 @@ Event = Started | Step | Scored | Epoch | Finished
 def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> Iterator[Event]:
     """Runs a recipe into a new run folder.
 
+    Under `torchrun` every process calls this, and all of them train together; only the first writes the folder. When
+    `torchrun` has started them anew because one failed, they go on with the folder they had.
+
     Raises:
         VocsegError: before the folder is made, if anything cannot be built; `Interrupted` on a signal.
     """
-    job = build(recipe, device)
-    folder = RunFolder.create(out, recipe)
-    folder.write_environment(recipe, job.placement.describe())
-    folder.write_classes(job.train.classes, job.train.palette)
-    filled = job.network.filled
-    yield from _execute(job, folder, _Scoreboard(recipe), (f"weights: {filled}",) if filled else ())
+    with join(choose_device(device)) as world:
+        before = _before_restart(world, out / recipe.name)
+        if before is not None:
+            yield from _resume(before, device, world)
+            return
+        job = build(recipe, device, world=world)
+        folder = RunFolder(out)
+        if world.first:
+            folder = RunFolder.create(out, recipe)
+            folder.write_environment(recipe, job.placement.describe(), world.size, launched())
+            folder.write_classes(job.train.classes, job.train.palette)
+        folder = RunFolder(Path(world.text_of_first(str(folder.path))))
+        filled = job.network.filled
+        yield from _execute(job, folder, _Scoreboard(recipe), (f"weights: {filled}",) if filled else ())
 
 
 def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
     """Goes on with a run from its last state, to the weights it would have had without the interruption.
+
+    Under `torchrun` by any number of processes, whatever the number before; all of them read the run folder.
 
     Raises:
         UsageError: the path is no run folder, or the run has ended.
@@ -79,13 +93,31 @@ def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
     folder = RunFolder.open(path)
     if folder.result.is_file():
         raise UsageError(Problem(str(path), f"this run has ended; its figures are in {folder.result}"))
+    with join(choose_device(device)) as world:
+        yield from _resume(folder, device, world)
+
+
+def _resume(folder: RunFolder, device: str, world: World) -> Iterator[Event]:
     recipe = run_recipe(folder)
     state, problems = load_state(folder.path)
-    job = build(recipe, device, pretrained=False)
+    done = float(state["training"]["epoch"]), float(state["training"]["step"])
+    if world.largest(*done) != [*done]:
+        raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
+    job = build(recipe, device, pretrained=False, world=world)
     job.training.load(state["training"])
     board = _Scoreboard(recipe)
     board.load(state["scoreboard"])
     yield from _execute(job, folder, board, tuple(f"{problem}; going on from the state before" for problem in problems))
+
+
+def _before_restart(world: World, runs: Path) -> RunFolder | None:
+    """The unfinished folder of the processes that these take the place of, if they got as far as to save a state."""
+    found = ""
+    if world.first and restarted():
+        folders = [RunFolder(path.parent) for path in runs.glob("*/state.json")]
+        found = next((str(f.path) for f in folders if f.launched == launched() and not f.result.is_file()), "")
+    path = world.text_of_first(found)
+    return RunFolder(Path(path)) if path else None
 
 
 def run_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
@@ -134,10 +166,11 @@ class _Scoreboard:
 
 def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, ...] = ()) -> Iterator[Event]:
     training, recipe = job.training, job.recipe
+    world = training.world
     yield Started(
         run=folder.path,
         recipe=recipe.name,
-        device=job.placement.describe(),
+        device=job.placement.describe() + (f", {world.size} processes" if world.size > 1 else ""),
         parameters=count_parameters(training.network),
         train_images=len(job.train),
         val_images=len(job.val),
@@ -154,17 +187,21 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
         try:
             for event in _train_and_score(job, folder, board):
                 yield event
+                if isinstance(event, Finished):
+                    return
                 # Kept weights and the state that knows of them belong together.
                 kept = isinstance(event, Epoch) and board.best.epoch == event.epoch
                 due = kept or time.monotonic() - saved >= recipe.train.checkpoint_minutes * 60
-                if not board.trained and (due or stop.signal_number):
+                # A signal may come to one process, or to all between different steps: they save and stop together.
+                save_now, signal_number = map(int, world.largest(due, stop.signal_number))
+                if not board.trained and (save_now or signal_number):
                     _save(job, folder, board)
                     saved = time.monotonic()
-                if stop.signal_number and not isinstance(event, Finished):
+                if signal_number:
                     raise Interrupted(
                         f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
                         f"go on with: vocseg run --resume {folder.path}",
-                        stop.signal_number,
+                        signal_number,
                     )
         except TrainingError as error:
             raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
@@ -191,33 +228,40 @@ def _explain(error: Exception, job: Job) -> str:
 
 def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
     """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
-    training = job.training
+    training, world = job.training, job.training.world
     latest: Evaluation | None = None
 
     def validate(module: nn.Module) -> Generator[Scored, None, Evaluation]:
         nonlocal latest
-        latest = yield from evaluate(job.predictor(module), job.val, job.loss)
+        world.follow_first(module.buffers())  # batch norms have seen each process's own share of the last batch
+        latest = yield from evaluate(job.predictor(module), job.val, job.loss, world)
         return latest
 
     kept: Evaluation | None = None
     if not board.stopped:
         for event in train(training, validate):
             if isinstance(event, Epoch):
-                folder.append_metrics(asdict(event))
+                if world.first:
+                    folder.append_metrics(asdict(event))
                 if board.update(event):
                     kept = latest
                     metadata = {"recipe": job.recipe.name, "epoch": event.epoch}
-                    save_tensors(folder.weights, training.scored_network.state_dict(), metadata)
+                    if world.first:
+                        save_tensors(folder.weights, training.scored_network.state_dict(), metadata)
             yield event
             if board.stopped:
                 break
     _save(job, folder, board)
     board.trained = True  # from here on the network holds the kept weights, which are no state to resume from
     network = training.scored_network
-    network.load_state_dict(load_tensors(folder.weights))
+    if world.first:
+        network.load_state_dict(load_tensors(folder.weights))
+    world.follow_first(network.state_dict().values())
     predictor = job.predictor(network)
     if kept is None:  # the best epoch was in an earlier sitting
-        kept = yield from evaluate(predictor, job.val, job.loss)
+        kept = yield from evaluate(predictor, job.val, job.loss, world)
+    if not world.first:
+        return
     result = _result(job, board, kept)
     counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
     save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
@@ -228,10 +272,12 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
 
 def _save(job: Job, folder: RunFolder, board: _Scoreboard) -> None:
     training = job.training
-    if not torch.isfinite(training.loss_sum):
+    state = training.state()
+    if not state["loss_sum"].isfinite().all():
         return  # a state to resume from must not lead straight back here
     done = training.epoch * training.steps_per_epoch + training.step
-    save_state(folder.path, {"training": training.state(), "scoreboard": board.state()}, done)
+    if training.world.first:
+        save_state(folder.path, {"training": state, "scoreboard": board.state()}, done)
 
 
 def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
@@ -251,6 +297,7 @@ def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, A
         "minutes": training.seconds / 60,
         "device": job.placement.device.type,
         "precision": job.placement.precision,
+        "processes": training.world.size,
         "train_images": len(job.train),
         "seed": job.recipe.seed,
     }

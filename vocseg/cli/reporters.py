@@ -1,6 +1,7 @@
 """What a run says while it goes: a live display on a terminal, plain lines elsewhere, JSON lines, or nothing."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ LINE_SECONDS = 10.0  # between two plain lines within an epoch
 
 
 def choose(*, quiet: bool, as_json: bool) -> "Quiet | Json | Plain | Live":
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first speaks
+        return Quiet()
     if as_json:
         return Json()
     if quiet:

@@ -7,7 +7,7 @@ of (seed, epoch, position) and does not depend on the number of threads.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -32,8 +32,14 @@ class TrainingBatches:
     left out of that epoch, unless there is no other batch.
 
     Args:
+        batch_size: images that make a step, of all processes together.
         fill: RGB of 0…255 for image pixels that an augmentation invents.
         workers: threads; 0 for one a core.
+        rank, size: which of how many equal parts of every batch is read here; the others are other processes'.
+        pin: put batches into pinned memory, from which a GPU copies without being waited for.
+
+    Raises:
+        UsageError: a batch cannot be shared equally by the processes.
     """
 
     def __init__(
@@ -46,47 +52,89 @@ class TrainingBatches:
         repeat: int = 1,
         workers: int = 0,
         fill: tuple[int, int, int] = (124, 116, 104),
+        rank: int = 0,
+        size: int = 1,
+        pin: bool = False,
     ):
         self.dataset = dataset
         self.augmentations = tuple(augmentations)
         self.seed = seed
         self.fill = fill
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or max(1, (os.cpu_count() or 1) // size)
+        self.pin = pin
         self._positions = len(dataset) * repeat
-        self.batch_size = min(batch_size, self._positions)
+        self.batch_size = min(batch_size, self._positions - self._positions % size)
+        if not self.batch_size or self.batch_size % size:
+            raise UsageError(
+                Problem(
+                    "data.batch_size", f"{min(batch_size, self._positions)} images cannot be shared by {size} processes"
+                )
+            )
+        share = self.batch_size // size
+        self._own = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return self._positions // self.batch_size
 
     def epoch(self, epoch: int, skip: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """The batches of one epoch, from 0: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, on the CPU.
+        """The batches of one epoch, from 0; see `epochs`."""
+        return self.epochs(epoch, epoch + 1, skip=skip)
 
-        `skip` leaves out that many batches at the front, for going on within an epoch.
+    def epochs(
+        self, first: int, stop: int, *, skip: int = 0, per_epoch: int | None = None
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """The batches of some epochs: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, on the CPU.
+
+        One epoch follows the other without a pause: while the last batches of one are trained on, or it is validated,
+        the first of the next are read.
+
+        Args:
+            first, stop: the first epoch, and the one before which to end.
+            skip: leave out that many batches at the front, for going on within an epoch.
+            per_epoch: take the first so many batches of every epoch; None for all.
 
         Raises:
             DataError: an image or mask cannot be read.
             UsageError: samples of one batch differ in size.
         """
-        order = np.random.default_rng((self.seed, epoch)).permutation(self._positions)
-        starts = iter(range(skip * self.batch_size, len(self) * self.batch_size, self.batch_size))
+        coming = self._positions_of(first, stop, skip, len(self) if per_epoch is None else per_epoch)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="vocseg-loader") as pool:
-            ahead: deque[list[Future[Pair]]] = deque()
+            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
 
             def submit() -> None:
-                start = next(starts, None)
-                if start is not None:
-                    batch = order[start : start + self.batch_size]
-                    ahead.append([pool.submit(self.sample, epoch, int(position)) for position in batch])
+                batch = next(coming, None)
+                if batch is None:
+                    return
+                epoch, positions = batch
+                parts = [  # one task a thread, for a task costs a tenth of what a sample from the cache does
+                    pool.submit(self._samples, epoch, part.tolist())
+                    for part in np.array_split(positions, min(self.workers, len(positions)))
+                ]
+                # What it waits for was submitted before it and has been begun, so that waiting ends.
+                ahead.append(pool.submit(self._stack, parts))
 
             try:
                 for _ in range(2 + self.workers // self.batch_size):
                     submit()
                 while ahead:
-                    pairs = [future.result() for future in ahead.popleft()]
+                    batch = ahead.popleft().result()
                     submit()
-                    yield self._stack(pairs)
+                    yield batch
             finally:  # the consumer stopped early: let no thread work on what nobody will see
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _positions_of(
+        self, first: int, stop: int, skip: int, per_epoch: int
+    ) -> Iterator[tuple[int, NDArray[np.integer]]]:
+        """Epoch and positions of each batch's own part."""
+        for epoch in range(first, stop):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self._positions)
+            for batch in range(skip, per_epoch):
+                yield epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size][self._own]
+            skip = 0
+
+    def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair]:
+        return [self.sample(epoch, position) for position in positions]
 
     def sample(self, epoch: int, position: int) -> Pair:
         """One augmented sample: image (h, w, 3) uint8 and mask (h, w) uint8."""
@@ -105,16 +153,17 @@ class TrainingBatches:
     def _partner(self, steps: int, rng: np.random.Generator) -> Sample:
         return self._augmented(int(rng.integers(len(self.dataset))), rng, steps)
 
-    def _stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    def _stack(self, parts: Sequence[Future[list[Pair]]]) -> tuple[Tensor, Tensor]:
+        pairs = [pair for part in parts for pair in part.result()]
         sizes = {mask.shape for _, mask in pairs}
         if len(sizes) > 1:
             shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)[:3])
             raise UsageError(
                 Problem("augmentation", f"the samples of one batch differ in size ({shown}); add a 'crop' or 'resize'")
             )
-        images = np.stack([image for image, _ in pairs])
-        masks = np.stack([mask for _, mask in pairs])
-        return torch.from_numpy(images), torch.from_numpy(masks)
+        images = torch.from_numpy(np.stack([image for image, _ in pairs]))
+        masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
+        return (images.pin_memory(), masks.pin_memory()) if self.pin else (images, masks)
 
 
 def cached(dataset: Dataset, limit_bytes: int) -> Dataset:

@@ -1,8 +1,9 @@
 """Scoring a network on a data set, one image at a time."""
 
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vocseg.data.dataset import Dataset
+from vocseg.distributed import ALONE, World
 from vocseg.errors import UsageError
 from vocseg.evaluate.confusion import class_map, count_pixels, marginals
 from vocseg.evaluate.inference import Predictor
@@ -41,48 +43,58 @@ class Scored:
 
 
 def evaluate(
-    predictor: Predictor, dataset: Dataset, loss: Callable[[Tensor, Tensor], Tensor]
+    predictor: Predictor, dataset: Dataset, loss: Callable[[Tensor, Tensor], Tensor], world: World = ALONE
 ) -> Generator[Scored, None, Evaluation]:
     """Scores a network on a data set, whole images at their own size.
 
     A generator that yields after each image and returns the evaluation: `evaluation = yield from evaluate(...)`. Of
     each image it keeps the loss and four numbers a class. It waits for the device once, at the end.
 
+    Of several processes each takes every so manieth image, and all return the evaluation of the whole set, equal to the
+    last count to that of one process.
+
     Raises:
         UsageError: the network gives another number of classes than the data set has.
     """
     predictor.network.eval()
-    classes = len(dataset.classes)
-    total: Tensor | int = 0
-    per_image, losses = [], []
-    for image, mask in _read_ahead(dataset):
-        logits = predictor.logits(image)
-        if logits.shape[1] != classes:
-            raise UsageError(
-                f"the network gives {logits.shape[1]} classes, and the data has {classes}; "
-                "its architecture should use num_classes"
-            )
-        truth = predictor.placement.send(torch.tensor(mask))
-        with torch.inference_mode():
-            counts = count_pixels(truth, class_map(logits)[0], classes)
-            total = total + counts
-            per_image.append(marginals(counts))
-            losses.append(loss(logits, truth[None].long()))
-        yield Scored(len(losses), len(dataset))
-    assert isinstance(total, Tensor)  # a split without images is not opened
+    classes, images = len(dataset.classes), len(dataset)
+    own = range(world.rank, images, world.size)
+    total = torch.zeros(classes + 1, classes, dtype=torch.int64, device=predictor.placement.device)
+    counted, losses = [], []
+    pairs = _read_ahead(dataset, own)
+    for first in range(0, images, world.size):  # every process yields equally often, to be asked to stop together
+        for image, mask in islice(pairs, 1):  # none, where images are fewer than processes in the last round
+            logits = predictor.logits(image)
+            if logits.shape[1] != classes:
+                raise UsageError(
+                    f"the network gives {logits.shape[1]} classes, and the data has {classes}; "
+                    "its architecture should use num_classes"
+                )
+            truth = predictor.placement.send(torch.tensor(mask))
+            with torch.inference_mode():
+                counts = count_pixels(truth, class_map(logits)[0], classes)
+                total += counts
+                counted.append(marginals(counts))
+                losses.append(loss(logits, truth[None].long()).float())
+        yield Scored(min(first + world.size, images), images)
+    per_image, loss_by_image = np.zeros((images, 4, classes), np.int64), np.zeros(images)
+    if counted:
+        per_image[own.start :: own.step] = torch.stack(counted).cpu().numpy()
+        loss_by_image[own.start :: own.step] = torch.stack(losses).cpu().numpy()
     return Evaluation(
-        loss=float(torch.stack(losses).float().mean()),
-        matrix=total[:-1].cpu().numpy(),
-        per_image=torch.stack(per_image).cpu().numpy(),
+        loss=float(world.total(loss_by_image).mean()),
+        matrix=world.total(total[:-1].cpu().numpy()),
+        per_image=world.total(per_image),
     )
 
 
-def _read_ahead(dataset: Dataset) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Each image with its mask, the next being read on a thread meanwhile."""
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(dataset.read, 0)
-        for index in range(1, len(dataset)):
-            pair = ahead.result()
-            ahead = reader.submit(dataset.read, index)
-            yield pair
-        yield ahead.result()
+        ahead: Future | None = None
+        for index in indices:
+            before, ahead = ahead, reader.submit(dataset.read, index)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()

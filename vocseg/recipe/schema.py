@@ -101,6 +101,9 @@ class Train(Table):
     ema: Annotated[
         float | None, Field(ge=0, lt=1, description="decay of an average of the weights, which is then what is scored")
     ] = None
+    sync_batch_norm: Annotated[
+        bool, Field(description="under torchrun: batch norms see the whole batch, not a process's share of it")
+    ] = False
     freeze_encoder: Annotated[bool, Field(description="train the decoder alone; batch norms stay as they are")] = False
     unfreeze_after: Annotated[int | None, Field(ge=1, description="epochs after which the encoder trains too")] = None
     checkpoint_minutes: Annotated[

@@ -115,8 +115,12 @@ class RunFolder:
             raise UsageError(Problem(str(path), what))
         return folder
 
-    def write_environment(self, recipe: Recipe, device: str) -> None:
-        """Records what the run depends on, and copies the plugin files nobody else keeps."""
+    def write_environment(self, recipe: Recipe, device: str, processes: int = 1, launched: str = "") -> None:
+        """Records what the run depends on, and copies the plugin files nobody else keeps.
+
+        Args:
+            launched: what tells the start of these processes from others, for finding their folder when they restart.
+        """
         hashes = {}
         for component in recipe.components:
             source = Path(component.file)
@@ -136,6 +140,8 @@ class RunFolder:
                 "platform": platform.platform(),
                 "cpus": os.cpu_count(),
                 "device": device,
+                "processes": processes,
+                "launched": launched,
                 "packages": {name: _version(name) for name in PACKAGES},
                 "git": _git(),
                 "command": sys.argv,
@@ -160,6 +166,10 @@ class RunFolder:
     @property
     def recipe_name(self) -> str:
         return self._read_json("environment.json")["recipe"]
+
+    @property
+    def launched(self) -> str:
+        return self._read_json("environment.json").get("launched", "")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:

@@ -1,11 +1,13 @@
 """The training loop. `train` is a generator: its caller's `for` body logs, saves and stops.
 
 Everything random is a function of (seed, step) and everything that changes is in `Training`, so that a state
-saved after any step goes on as if nothing had happened.
+saved after any step goes on as if nothing had happened. Where several processes train together, each runs this loop
+over its share of every batch, and all of them make the same steps.
 """
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from vocseg.data.loader import TrainingBatches
 from vocseg.device import Placement
+from vocseg.distributed import ALONE, World
 from vocseg.errors import TrainingError
 from vocseg.evaluate.scores import scores
 from vocseg.evaluate.validation import Evaluation, Scored
@@ -29,10 +32,10 @@ class Training:
         schedule: global step from 0 -> factor on each parameter group's first learning rate.
         epoch: the epoch that is under way, from 0.
         step: steps done in that epoch.
-        loss_sum: sum of the step losses of that epoch, on the device.
+        loss_sum: sum of this process's step losses of that epoch, on the device.
         seconds: wall-clock time spent so far, validation included, earlier sittings too.
         seconds_training: the part of it that went into steps.
-        images: images trained on so far.
+        images: images trained on so far, by all processes.
     """
 
     network: nn.Module
@@ -53,6 +56,7 @@ class Training:
     validate_every: int = 1
     compile: bool = False
     limit_seconds: float | None = None
+    world: World = ALONE
     base_lrs: list[float] = field(init=False)
     epoch: int = 0
     step: int = 0
@@ -70,6 +74,10 @@ class Training:
         return steps_per_epoch(len(self.batches), self.accumulate)
 
     @property
+    def batches_per_step(self) -> int:
+        return min(self.accumulate, len(self.batches))
+
+    @property
     def last_lr(self) -> float:
         """The learning rate of the step before, of the parameters that have no factor of their own."""
         return self.base_lrs[0] * self.schedule(self.epoch * self.steps_per_epoch + max(self.step - 1, 0))
@@ -84,7 +92,7 @@ class Training:
         return self.network if self.ema is None else self.ema.network
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain data from which `load` goes on."""
+        """Tensors and plain data from which `load` goes on; all processes have to ask for it together."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -92,7 +100,7 @@ class Training:
             "ema_updates": 0 if self.ema is None else self.ema.updates,
             "epoch": self.epoch,
             "step": self.step,
-            "loss_sum": self.loss_sum,
+            "loss_sum": self.world.every(self.loss_sum),
             "seconds": self.seconds,
             "seconds_training": self.seconds_training,
             "images": self.images,
@@ -105,7 +113,9 @@ class Training:
             self.ema.network.load_state_dict(state["ema"])
             self.ema.updates = state["ema_updates"]
         self.epoch, self.step = state["epoch"], state["step"]
-        self.loss_sum = state["loss_sum"].to(self.placement.device)
+        sums = state["loss_sum"]
+        own = sums[self.world.rank] if len(sums) == self.world.size else sums.mean()
+        self.loss_sum = own.to(self.placement.device, torch.float32)
         self.seconds, self.seconds_training = state["seconds"], state["seconds_training"]
         self.images = state["images"]
 
@@ -163,31 +173,43 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
-    t = training
-    forward: Callable[[Tensor], Any] = torch.compile(t.network) if t.compile else t.network
+    per_epoch = training.steps_per_epoch * training.batches_per_step
+    skip = training.step * training.batches_per_step
+    with closing(training.batches.epochs(training.epoch, training.epochs, skip=skip, per_epoch=per_epoch)) as batches:
+        yield from _epochs(training, validate, batches)
+
+
+def _epochs(
+    t: Training, validate: Callable[[nn.Module], Generator[Scored, None, Evaluation]], batches: Iterator
+) -> Iterator[Step | Scored | Epoch]:
+    network: nn.Module | None = None
     # A run whose time was up before this epoch began has been validated already.
     while t.epoch < t.epochs and not (t.epoch > 0 and t.step == 0 and t.out_of_time):
         set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
+        if network is None or t.epoch == t.frozen_epochs:  # from here on other parameters train
+            network = t.world.parallel(t.network)
+            forward: Callable[[Tensor], Any] = torch.compile(network) if t.compile else network
         images_before, seconds_before = t.images, t.seconds_training
         clock = time.perf_counter()
-        batches = t.batches.epoch(t.epoch, skip=t.step * t.accumulate)
         while t.step < t.steps_per_epoch and not t.out_of_time:
             global_step = t.epoch * t.steps_per_epoch + t.step
             factor = t.schedule(global_step)
             for group, base in zip(t.optimizer.param_groups, t.base_lrs, strict=True):
                 group["lr"] = base * factor
-            # Dropout draws from torch's generator: seeding each step makes it a function of the step.
-            torch.manual_seed((t.seed << 31) + global_step)
-            loss, seen = _optimizer_step(t, forward, batches)
+            # Dropout draws from torch's generator: seeding each step makes it a function of the step (and the process).
+            t.placement.seed((t.seed << 31) + (t.world.rank << 24) + global_step)
+            loss, seen = _optimizer_step(t, network, forward, batches)
             t.loss_sum += loss
             t.step += 1
             t.images += seen
-            t.seconds += (elapsed := time.perf_counter() - clock)
+            elapsed = time.perf_counter() - clock
+            t.seconds += elapsed
             t.seconds_training += elapsed
-            yield Step(t.epoch, t.step, loss, t.last_lr, seen)
+            if t.limit_seconds is not None:  # it is for all processes to stop after the same step
+                (t.seconds,) = t.world.largest(t.seconds)
+            yield Step(t.epoch, t.step, loss, t.base_lrs[0] * factor, seen)
             clock = time.perf_counter()
-        batches.close()
-        train_loss = float(t.loss_sum) / max(t.step, 1)
+        train_loss = float(t.world.every(t.loss_sum).mean()) / max(t.step, 1)
         if train_loss != train_loss or train_loss in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"epoch {t.epoch + 1}: the training loss is {train_loss}; lower optimizer.lr, set train.clip, "
@@ -196,7 +218,8 @@ def train(
         speed = (t.images - images_before) / max(t.seconds_training - seconds_before, 1e-9)
         done = t.epoch + 1
         val_loss = miou = accuracy = None
-        t.seconds += (now := time.perf_counter()) - clock
+        now = time.perf_counter()
+        (t.seconds,) = t.world.largest(t.seconds + now - clock)
         clock = now
         last = done == t.epochs or t.out_of_time
         lr = t.last_lr
@@ -204,7 +227,7 @@ def train(
             evaluation = yield from validate(t.scored_network)
             figures = scores(evaluation.matrix)
             val_loss, miou, accuracy = evaluation.loss, figures.miou, figures.pixel_accuracy
-            t.seconds += time.perf_counter() - clock
+            (t.seconds,) = t.world.largest(t.seconds + time.perf_counter() - clock)
             last = last or t.out_of_time  # validated just now, so that it may end here
         t.epoch, t.step = done, 0
         t.loss_sum = torch.zeros_like(t.loss_sum)
@@ -213,19 +236,25 @@ def train(
             return
 
 
-def _optimizer_step(t: Training, forward: Callable[[Tensor], Any], batches: Iterator) -> tuple[Tensor, int]:
+def _optimizer_step(
+    t: Training, network: nn.Module, forward: Callable[[Tensor], Any], batches: Iterator
+) -> tuple[Tensor, int]:
     """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
     total, seen = torch.zeros((), device=t.placement.device), 0
-    for _ in range(min(t.accumulate, len(t.batches))):
+    parts = t.batches_per_step
+    for part in range(parts):
         pixels, labels = (t.placement.send(tensor) for tensor in next(batches))
         target = labels.long()
         images = t.placement.lay_out(t.normalization(pixels))
-        with t.placement.autocast():
-            named = outputs(forward, images, t.stride)
-        loss = combined_loss(t.loss, named, target) / min(t.accumulate, len(t.batches))
-        loss.backward()
+        with nullcontext() if part == parts - 1 else t.world.without_exchange(network):
+            with t.placement.autocast():
+                named = outputs(forward, images, t.stride)
+            loss = combined_loss(t.loss, named, target)
+            if parts > 1:
+                loss = loss / parts
+            loss.backward()
         total += loss.detach()
-        seen += len(pixels)
+        seen += len(pixels) * t.world.size
     if t.clip is not None:
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
     t.optimizer.step()

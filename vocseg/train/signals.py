@@ -1,8 +1,13 @@
 """Turning Ctrl-C and SIGTERM into a flag that the loop reads between two steps."""
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Iterator
+
+# A terminal's Ctrl-C comes twice to processes of torchrun: from the terminal, and from torchrun, which heard it too.
+_ECHO_SECONDS = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
 
 class StopRequest:
@@ -15,11 +20,14 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """While open, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once."""
     request = StopRequest()
+    noted = 0.0
 
     def note(number: int, frame: object) -> None:
-        if request.signal_number and number == signal.SIGINT:
+        nonlocal noted
+        if request.signal_number and number == signal.SIGINT and time.monotonic() - noted > _ECHO_SECONDS:
             raise KeyboardInterrupt
-        request.signal_number = number
+        if not request.signal_number:
+            request.signal_number, noted = number, time.monotonic()
 
     before = {}
     with contextlib.suppress(ValueError):  # not the main thread: signals stay with whoever embeds vocseg
