@@ -69,11 +69,12 @@ class World:
         return shared.numpy()
 
     def every(self, value: Tensor) -> Tensor:
-        """A scalar of each process, (size,) float64 on the CPU, by rank."""
-        own = torch.zeros(self.size, dtype=torch.float64)
-        own[self.rank] = value.item()
-        if self.size > 1:
-            dist.all_reduce(own)
+        """A scalar of each process by rank, (size,) on its device, which is not waited for."""
+        if self.size == 1:
+            return value.reshape(1)
+        own = value.new_zeros(self.size)
+        own[self.rank] = value
+        dist.all_reduce(own)
         return own
 
     def follow_first(self, tensors: Iterable[Tensor]) -> None:

@@ -19,12 +19,12 @@ from vocseg.network import count_parameters
 from vocseg.plugins import discover
 from vocseg.recipe.reader import Recipe, read_recipe
 from vocseg.report.run import write_pictures
-from vocseg.runs.checkpoint import load_state, load_tensors, save_state, save_tensors
+from vocseg.runs.checkpoint import StateSaver, load_state, load_tensors, save_tensors, state_saver
 from vocseg.runs.files import write_json
 from vocseg.runs.folder import RunFolder
 from vocseg.train.early_stopping import Best, better_is_less
 from vocseg.train.loop import Epoch, Step, train
-from vocseg.train.signals import stop_request
+from vocseg.train.signals import StopRequest, stop_request
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
             folder.write_classes(job.train.classes, job.train.palette)
         folder = RunFolder(Path(world.text_of_first(str(folder.path))))
         filled = job.network.filled
-        yield from _execute(job, folder, _Scoreboard(recipe), (f"weights: {filled}",) if filled else ())
+        yield from _execute(job, folder, _Scoreboard(recipe), ((f"weights: {filled}",) if filled else ()) + job.notes)
 
 
 def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
@@ -103,7 +103,7 @@ def _resume(folder: RunFolder, device: str, world: World) -> Iterator[Event]:
     done = float(state["training"]["epoch"]), float(state["training"]["step"])
     if world.largest(*done) != [*done]:
         raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
-    job = build(recipe, device, pretrained=False, world=world)
+    job = build(recipe, device, pretrained=False, precision=folder.precision, world=world)
     job.training.load(state["training"])
     board = _Scoreboard(recipe)
     board.load(state["scoreboard"])
@@ -182,27 +182,10 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
         notes=notes,
     )
 
-    saved = time.monotonic()
     with stop_request() as stop:
         try:
-            for event in _train_and_score(job, folder, board):
-                yield event
-                if isinstance(event, Finished):
-                    return
-                # Kept weights and the state that knows of them belong together.
-                kept = isinstance(event, Epoch) and board.best.epoch == event.epoch
-                due = kept or time.monotonic() - saved >= recipe.train.checkpoint_minutes * 60
-                # A signal may come to one process, or to all between different steps: they save and stop together.
-                save_now, signal_number = map(int, world.largest(due, stop.signal_number))
-                if not board.trained and (save_now or signal_number):
-                    _save(job, folder, board)
-                    saved = time.monotonic()
-                if signal_number:
-                    raise Interrupted(
-                        f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
-                        f"go on with: vocseg run --resume {folder.path}",
-                        signal_number,
-                    )
+            with state_saver(folder.path) as saver:
+                yield from _save_when_due(_train_and_score(job, folder, board, saver), job, folder, board, saver, stop)
         except TrainingError as error:
             raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
         except VocsegError:
@@ -213,6 +196,33 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
             raise TrainingError(
                 _explain(error, job), Problem(str(folder.path), "what was saved before is kept")
             ) from error
+
+
+def _save_when_due(
+    events: Iterator[Event], job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver, stop: StopRequest
+) -> Iterator[Event]:
+    """Passes events on, saving the state now and then, and all of it before stopping on a signal."""
+    training = job.training
+    saved = time.monotonic()
+    for event in events:
+        yield event
+        if isinstance(event, Finished):
+            return
+        # Kept weights and the state that knows of them belong together.
+        kept = isinstance(event, Epoch) and board.best.epoch == event.epoch
+        due = kept or time.monotonic() - saved >= job.recipe.train.checkpoint_minutes * 60
+        # A signal may come to one process, or to all between different steps: they save and stop together.
+        save_now, signal_number = map(int, training.world.largest(due, stop.signal_number))
+        if not board.trained and (save_now or signal_number):
+            _save(job, board, saver)
+            saved = time.monotonic()
+        if signal_number:
+            saver.wait()
+            raise Interrupted(
+                f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
+                f"go on with: vocseg run --resume {folder.path}",
+                signal_number,
+            )
 
 
 def _explain(error: Exception, job: Job) -> str:
@@ -226,7 +236,7 @@ def _explain(error: Exception, job: Job) -> str:
     return f"epoch {epoch}: {type(error).__name__}: {text}"
 
 
-def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterator[Event]:
+def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver) -> Iterator[Event]:
     """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
     training, world = job.training, job.training.world
     latest: Evaluation | None = None
@@ -251,7 +261,8 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
             yield event
             if board.stopped:
                 break
-    _save(job, folder, board)
+    _save(job, board, saver)
+    saver.wait()
     board.trained = True  # from here on the network holds the kept weights, which are no state to resume from
     network = training.scored_network
     if world.first:
@@ -270,14 +281,14 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard) -> Iterato
     yield Finished(folder.path, result)
 
 
-def _save(job: Job, folder: RunFolder, board: _Scoreboard) -> None:
+def _save(job: Job, board: _Scoreboard, saver: StateSaver) -> None:
     training = job.training
     state = training.state()
     if not state["loss_sum"].isfinite().all():
         return  # a state to resume from must not lead straight back here
     done = training.epoch * training.steps_per_epoch + training.step
     if training.world.first:
-        save_state(folder.path, {"training": state, "scoreboard": board.state()}, done)
+        saver.save({"training": state, "scoreboard": board.state()}, done)
 
 
 def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vocseg.errors import EnvironmentFault
-from vocseg.runs.checkpoint import load_state, load_tensors, save_state, save_tensors
+from vocseg.runs.checkpoint import load_state, load_tensors, save_state, save_tensors, state_saver
 
 
 def state(value):
@@ -62,3 +62,24 @@ def test_damaged_weights_are_one_line(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(EnvironmentFault, match="damaged"):
         load_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_saved_state_is_what_it_was_when_it_was_saved(tmp_path):
+    with state_saver(tmp_path) as saver:
+        changing = state(10)
+        saver.save(changing, 10)
+        changing["training"]["network"]["weight"].fill_(-1)
+        changing["training"]["epoch"] = -1
+    found, _ = load_state(tmp_path)
+    assert found["training"]["epoch"] == 10
+    assert torch.equal(found["training"]["network"]["weight"], torch.full((3,), 10.0))
+
+
+def test_a_state_that_could_not_be_written_is_an_error_of_the_next_save_and_of_the_end(tmp_path):
+    gone = tmp_path / "gone"
+    with state_saver(gone) as saver:
+        saver.save(state(10), 10)
+        with pytest.raises(EnvironmentFault, match="state-00000010"):
+            saver.save(state(20), 20)
+    with pytest.raises(EnvironmentFault, match="state-00000030"), state_saver(gone) as saver:
+        saver.save(state(30), 30)

@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import click
@@ -105,7 +107,7 @@ class Live:
         console.print("[dim]building …[/]", end="\r")
         with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
             bar = progress.add_task("building", total=None, note="")
-            spoke, note = 0.0, ""
+            spoke = 0.0
             for event in events:
                 if isinstance(event, Started):
                     started = event
@@ -115,19 +117,16 @@ class Live:
                 elif isinstance(event, Step):
                     assert started is not None
                     pace.step(event)
-                    if time.monotonic() - spoke > 0.5:  # reading the loss waits for the device
+                    if time.monotonic() - spoke > 0.25:  # reading the loss waits for the device, and drawing takes time
                         spoke = time.monotonic()
-                        note = (
-                            f"loss {float(event.loss):.3f}  lr {event.lr:.1e}  {pace.images_per_second:.0f} img/s  "
-                            f"{pace.left(started, event)} left"
+                        progress.update(
+                            bar,
+                            description=f"epoch {event.epoch + 1}/{started.epochs}",
+                            total=started.steps_per_epoch,
+                            completed=event.step,
+                            note=f"loss {float(event.loss):.3f}  lr {event.lr:.1e}  "
+                            f"{pace.images_per_second:.0f} img/s  {pace.left(started, event)} left",
                         )
-                    progress.update(
-                        bar,
-                        description=f"epoch {event.epoch + 1}/{started.epochs}",
-                        total=started.steps_per_epoch,
-                        completed=event.step,
-                        note=note,
-                    )
                 elif isinstance(event, Scored):
                     progress.update(bar, description="validation", total=event.total, completed=event.done, note="")
                 elif isinstance(event, Epoch):
@@ -143,20 +142,20 @@ class _Pace:
     """How fast training goes, over the last steps."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[float, int]] = []
+        self.marks: deque[tuple[float, int]] = deque(maxlen=31)
         self.begun = time.monotonic()
         self.steps = 0
 
     def step(self, event: Step) -> None:
         self.steps += 1
-        self.marks = [*self.marks[-30:], (time.monotonic(), event.images)]
+        self.marks.append((time.monotonic(), event.images))
 
     @property
     def images_per_second(self) -> float:
         if len(self.marks) < 2:
             return 0.0
         seconds = self.marks[-1][0] - self.marks[0][0]
-        return sum(images for _, images in self.marks[1:]) / max(seconds, 1e-9)
+        return sum(images for _, images in islice(self.marks, 1, None)) / max(seconds, 1e-9)
 
     def left(self, started: Started, event: Step) -> str:
         """Time to the last epoch at the pace so far, validation included."""

@@ -7,6 +7,9 @@ A state is a file of its own, `state-<step>-<id>.pt`, and `state.json` names it 
 import hashlib
 import io
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,70 @@ from vocseg.errors import EnvironmentFault, Problem
 from vocseg.runs.files import write_bytes, write_json
 
 KEPT = 2  # states: the last, and one more should the last be damaged
+
+
+class StateSaver:
+    """Saves states while training goes on: each is copied at once, and written by a thread."""
+
+    def __init__(self, folder: Path, thread: ThreadPoolExecutor):
+        self._folder = folder
+        self._thread = thread
+        self._writing: Future[None] | None = None
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Returns once the state is copied, and may be changed.
+
+        Raises:
+            EnvironmentFault: the state before this one could not be written.
+        """
+        self.wait()
+        copied = _copied(state)
+        # Copies from a GPU are under way still, and done when all is that was asked of it before this.
+        arrived = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if arrived is not None:
+            arrived.record()
+
+        def write() -> None:
+            if arrived is not None:
+                arrived.synchronize()
+            save_state(self._folder, copied, step)
+
+        self._writing = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Returns once the last state is on disk.
+
+        Raises:
+            EnvironmentFault: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+@contextmanager
+def state_saver(folder: Path) -> Iterator[StateSaver]:
+    """A saver of states, which has written its last when this ends.
+
+    Raises:
+        EnvironmentFault: the last state could not be written.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="vocseg-saver") as thread:
+        saver = StateSaver(folder, thread)
+        yield saver
+        saver.wait()
+
+
+def _copied(value: Any) -> Any:
+    """Tensors and plain data, on the CPU and in memory of their own."""
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.device.type == "cuda":
+            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        return value.clone() if value.device.type == "cpu" else value.cpu()
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def save_state(folder: Path, state: dict[str, Any], step: int) -> None:

@@ -171,6 +171,11 @@ class RunFolder:
     def launched(self) -> str:
         return self._read_json("environment.json").get("launched", "")
 
+    @property
+    def precision(self) -> str:
+        """What the run computes in, "fp32" or "bf16"; where a trial chose it, it is not to be chosen again."""
+        return self._read_json("environment.json")["device"].rsplit(", ", 1)[-1]
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self.path / name).read_bytes())
