@@ -1,6 +1,7 @@
 """Where a network runs, and in which precision."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ class Placement:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`: `auto` takes CUDA, else MPS, else the CPU.
+    """The device of `--device`: `auto` takes CUDA, else MPS, else the CPU; each process of `torchrun` its own GPU.
 
     Raises:
         UsageError: no device has that name.
@@ -58,7 +59,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -71,7 +72,18 @@ def choose_device(name: str) -> torch.device:
     if not available[device.type] or (device.index or 0) >= count:
         there = ", ".join(kind for kind, there in available.items() if there)
         raise EnvironmentFault(f"--device {name}: this machine has no such device; there is: {there}")
-    return device
+    return _own_gpu() if name == "cuda" else device
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: `torchrun` numbers those of one machine from 0."""
+    number = os.environ.get("LOCAL_RANK")
+    if number is None:
+        return torch.device("cuda")
+    if int(number) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise EnvironmentFault(f"process {number} has no GPU; give torchrun --nproc-per-node {there}, one for each GPU")
+    return torch.device("cuda", int(number))
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
