@@ -1,71 +1,77 @@
-"""What `vocseg.process.prepare_process` is worth: training steps with and without it, alternating, in fresh processes.
+"""What the settings of `vocseg.process` are worth, each by itself, on a quiet machine and on a busy one.
 
-    python benchmarks/process_settings.py [--rounds 3] [--steps 6] [--busy]
+    python benchmarks/process_settings.py [--rounds 5] [--busy]
 
-`--busy` keeps one core busy meanwhile, as a browser or another run would. Prints one JSON object: the median step of
-each side in milliseconds and their ratio. Both sides must reach the same loss, or there is no result.
+Training steps in bf16 of two networks, the small one of `quickstart` and U-Net on a ResNet-34, in processes that take
+turns and differ in their settings alone. `--busy` keeps one core busy meanwhile, as a browser or another run would.
+Condition: the first loss is the same whatever the settings. Prints one JSON object: milliseconds of wall-clock and CPU
+time a step, and how many times as long as with vocseg's settings each takes.
 """
 
-import argparse
-import json
-import statistics
+import os
 import subprocess
 import sys
+from typing import Any
 
-STEP = """
-import sys, time
-if sys.argv[1] == "prepared":
+SIDES: dict[
+    str, dict[str, str]
+] = {  # environments; vocseg leaves alone what stands in them, memory if anything of it does
+    "vocseg": {},
+    "torch defaults": {"GOMP_SPINCOUNT": "300000", "MALLOC_ARENA_MAX": "16"},
+    "spinning 300,000 times, as by default": {"GOMP_SPINCOUNT": "300000"},
+    "sleeping at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "memory as by default": {"MALLOC_ARENA_MAX": "16"},
+    "transparent huge pages too": {"THP_MEM_ALLOC_ENABLE": "1"},
+}
+NETWORKS = {"mini_unet": (96, 40), "unet_resnet34": (224, 2)}  # side of the images, steps a turn
+
+
+def build(side: str) -> tuple[Any, dict[str, Any]]:
     from vocseg.process import prepare_process
+
     prepare_process()
-import torch
-from vocseg.plugins import discover
-torch.manual_seed(0)
-parameters = {"decoder": "FPN", "encoder": "tu-tf_efficientnet_lite0"}
-network = discover().get("architecture", "smp").build({"num_classes": 21}, parameters)
-network.to(memory_format=torch.channels_last).train()
-optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
-images = torch.randn(8, 3, 256, 256).contiguous(memory_format=torch.channels_last)
-target = torch.randint(0, 21, (8, 256, 256))
-times = []
-for _ in range(int(sys.argv[2])):
-    begun = time.perf_counter()
-    logits = network(images).permute(0, 2, 3, 1).reshape(-1, 21)
-    loss = torch.nn.functional.cross_entropy(logits, target.reshape(-1))
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    times.append(time.perf_counter() - begun)
-print(loss.item(), *times[1:])
-"""
+    import torch
+    from step import batch, network, vocseg_steps
+
+    from vocseg.plugins import discover
+
+    name = sys.argv[-1]
+    torch.manual_seed(0)
+    small = name == "mini_unet"
+    module = discover().get("architecture", name).build({"num_classes": 21}, {}) if small else network()
+    steps = vocseg_steps(module, "bf16", data=batch(NETWORKS[name][0]))
+    return lambda: next(steps), {"first_loss": round(float(next(steps).loss), 3)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--busy", action="store_true")
-    arguments = parser.parse_args()
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if arguments.busy else None
-    times: dict[str, list[float]] = {"plain": [], "prepared": []}
-    losses = set()
+    from measure import arguments, environment, report, times_faster
+    from workers import take_turns
+
+    options = arguments(__doc__, 5, busy=False)
+    for name in {name for side in SIDES.values() for name in side} & os.environ.keys():
+        sys.exit(f"{name} is set: unset it, so that only the sides differ")
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if options.busy else None
+    figures = {}
     try:
-        for _ in range(arguments.rounds):
-            for side, found in times.items():
-                command = [sys.executable, "-W", "ignore", "-c", STEP, side, str(arguments.steps)]
-                loss, *steps = map(
-                    float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-                )
-                losses.add(round(loss, 3))
-                found += steps
+        for name, (_, calls) in NETWORKS.items():
+            times, told, _ = take_turns(
+                __file__, tuple(SIDES), rounds=options.rounds, calls=calls, environments=SIDES, arguments=(name,)
+            )
+            losses = {side: said["first_loss"] for side, said in told.items()}
+            if len({*losses.values()}) != 1:
+                sys.exit(f"the sides disagree: {losses}")
+            wall = {side: found["ms"] for side, found in times.items()}
+            figures[name] = {"steps": times, "times_as_long_as_vocseg": times_faster(wall, "vocseg")}
     finally:
         if other is not None:
             other.kill()
-    if len(losses) != 1:
-        sys.exit(f"the sides disagree: {sorted(losses)}")
-    milliseconds = {side: 1000 * statistics.median(found) for side, found in times.items()}
-    ratio = milliseconds["plain"] / milliseconds["prepared"]
-    print(json.dumps({**milliseconds, "times_faster": ratio, "busy": arguments.busy, "loss": losses.pop()}))
+    report(**environment(), busy=options.busy, **figures)
 
 
 if __name__ == "__main__":
-    main()
+    if "--worker" in sys.argv:
+        from workers import serve
+
+        serve(build)
+    else:
+        main()

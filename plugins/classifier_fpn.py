@@ -44,7 +44,7 @@ def classifier_fpn(
 
 
 class ClassifierFPN(nn.Module):
-    """The network of `classifier_fpn`: (b, 3, h, w) to (b, num_classes, h, w), sides multiples of `stride`."""
+    """The network of `classifier_fpn`: (b, 3, h, w), sides multiples of `stride`, to logits at its finest map."""
 
     def __init__(self, encoder: Any, num_classes: int, width: int, dropout: float, name: str):
         super().__init__()
@@ -62,7 +62,6 @@ class ClassifierFPN(nn.Module):
         strides = [64 // m.shape[-1] for m in maps]
         self.levels = [i for i, stride in enumerate(strides) if stride >= 4]
         self.stride = strides[-1]
-        self.finest = strides[self.levels[0]]
 
         self.last = normed(last.shape[1], width, kernel=1)
         self.scores = normed(classifier.out_features, width, kernel=1)
@@ -83,8 +82,7 @@ class ClassifierFPN(nn.Module):
         for i in reversed(range(len(maps) - 1)):
             level = doubled(level) + self.lateral[i](maps[i])
             total = doubled(total) + self.smooth[i](level)
-        logits = self.classify(self.dropout(total))
-        return F.interpolate(logits, scale_factor=self.finest, mode="bilinear")
+        return self.classify(self.dropout(total))
 
 
 def normed(inside: int, outside: int, kernel: int = 3) -> nn.Sequential:

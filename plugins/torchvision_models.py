@@ -11,8 +11,9 @@ Papers: FCN arXiv:1411.4038, DeepLabV3 1706.05587, LR-ASPP (with MobileNetV3) 19
 
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model_builder, get_model_weights
+from torchvision.models.segmentation import LRASPP
 
 from vocseg import architecture
 from vocseg.errors import Problem, UsageError
@@ -37,12 +38,31 @@ def torchvision(
     if auxiliary and network.startswith("lraspp"):
         raise UsageError(Problem("model.auxiliary", f"{network} has no auxiliary head; leave the key out"))
     build = get_model_builder(network)
-    module: Any = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=auxiliary)
-    module.stride = 1  # its own interpolation ends at the size of the image, whatever that is
+    module: Any = AtItsOwnSize(build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=auxiliary))
+    module.stride = 16 if "mobilenet" in network else 8
     module.pretrained_cfg = published(network, "COCO_WITH_VOC_LABELS_V1")
     # The ImageNet weights that torchvision itself starts these networks from; it has newer ones for some encoders.
     module.backbone.pretrained_cfg = published(network.partition("_")[2], "IMAGENET1K_V1")
     return module
+
+
+class AtItsOwnSize(nn.Module):
+    """A network of torchvision's, with the same names of weights, without the bilinear upsampling at its end."""
+
+    def __init__(self, whole: Any):
+        super().__init__()
+        self.backbone = whole.backbone
+        self.classifier = whole.classifier
+        self.aux_classifier = getattr(whole, "aux_classifier", None)
+        self.reads_two_maps = isinstance(whole, LRASPP)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(b, 3, h, w), sides multiples of `stride`, to logits of 1/8 or 1/16 of that size."""
+        maps = self.backbone(x)
+        logits = {"out": self.classifier(maps if self.reads_two_maps else maps["out"])}
+        if self.aux_classifier is not None:
+            logits["aux"] = self.aux_classifier(maps["aux"])
+        return logits
 
 
 def published(name: str, tag: str) -> dict[str, Any]:

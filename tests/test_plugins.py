@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,32 @@ def test_a_namespace_package_may_be_named_too(tmp_path: Path, monkeypatch: pytes
     install(tmp_path, monkeypatch, "voc_namespace", "made-up")
     path = write_plugin(tmp_path / "voc_namespace" / "net.py")
     assert mine(discover()) == {"mine": str(path)}
+
+
+def test_a_package_installed_in_the_old_way_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "voc_made_up_module", "made-up")
+    path = write_plugin(tmp_path / "voc_made_up_module.py")
+    (tmp_path / "made-up-1.0.dist-info" / "METADATA").rename(tmp_path / "made-up-1.0.dist-info" / "PKG-INFO")
+    (tmp_path / "made-up-1.0.dist-info").rename(tmp_path / "made_up.egg-info")  # `setup.py develop` leaves such a one
+    registry = discover()
+    assert mine(registry) == {"mine": str(path)}
+    assert registry.get("loss", "mine").origin == "made-up"
+
+
+@pytest.mark.parametrize("info", ["made_up-1.0.dist-info", "EGG-INFO"])
+def test_a_package_in_an_archive_is_seen_and_said_to_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: str
+) -> None:
+    archive = tmp_path / "made_up-1.0-py3.egg"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("voc_zipped.py", "from vocseg import loss\n@loss\ndef mine(): ...\n")
+        file.writestr(f"{info}/PKG-INFO", "Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")
+        file.writestr(f"{info}/entry_points.txt", "[vocseg.plugins]\nx = voc_zipped\n")
+    monkeypatch.syspath_prepend(str(archive))
+    (broken,) = discover().broken
+    assert broken.file == str(archive / "voc_zipped.py")
+    assert "cannot be read" in broken.reason
 
 
 @pytest.mark.parametrize(

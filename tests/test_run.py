@@ -397,7 +397,7 @@ def test_a_prediction_never_overwrites_what_it_was_made_from(project):
     ("code", "message"),
     [
         ('raise IndexError("my own mistake")', "IndexError: my own mistake; `vocseg check tiny` tries one batch"),
-        ("return images[..., ::4, ::4]", "upsample them in its forward"),
+        ("return images[..., ::3, ::4]", "at the same whole fraction of height and width"),
         ("return images, images", "the network returned tuple; expected logits, or a mapping of them with 'out'"),
         ("return images[:, :2]", "Error"),
     ],

@@ -115,10 +115,25 @@ BROKEN = {
         "classes",
         "for 1 class: AssertionError (net.py:32)",
     ),
-    "logits of half the size": (
-        change(("scale_factor=4.0", "scale_factor=2.0")),
+    "logits of three quarters of the size": (
+        change(("scale_factor=4.0", "scale_factor=3.0")),
         "output",
-        "images of 36x72 give logits of 18x36; upsample",
+        "images of 36x72 give logits of 27x54; return them at the images' size, or at the same whole fraction",
+    ),
+    "logits that are square for images that are not": (
+        change(last("y = y[..., : y.shape[2]]")),
+        "output",
+        "images of 36x72 give logits of 36x36; return them",
+    ),
+    "an eighth of the size, rounded up": (
+        change((STRIDE, "    stride = 1\n"), ("width, 3, 4, 1)", "width, 3, 8, 1)"), last("y = y[..., ::4, ::4]")),
+        "stride",
+        "the stride is 1, but images of 33x33 give logits of 5x5; set stride = 8",
+    ),
+    "a third of the size, which the stride is no multiple of": (
+        change(last("y = y[..., ::3, ::3]")),
+        "stride",
+        "the stride is 4, but images of 36x36 give logits of 12x12; set stride = 12",
     ),
     "a tuple": (change((END, "        return y, y\n")), "output", "returned a tuple"),
     "a mapping without out": (

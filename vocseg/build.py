@@ -3,13 +3,11 @@
 With `run.py`, `score.py` and the command line, the only code that sees a recipe.
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +15,25 @@ from torch import Tensor, nn
 from vocseg.components.initializers import initialize
 from vocseg.components.losses import weighted_sum
 from vocseg.components.schedules import with_warmup
+from vocseg.data.cache import IN_MEMORY, cached, memory_bytes
 from vocseg.data.dataset import Dataset
-from vocseg.data.loader import TrainingBatches, cached
+from vocseg.data.loader import TrainingBatches
 from vocseg.data.published import imagenet_weights, normalization, published_weights
 from vocseg.data.stats import class_pixels
 from vocseg.data.weights import Filled, load_weights
 from vocseg.device import Placement, choose_device, choose_precision
 from vocseg.distributed import ALONE, World
-from vocseg.errors import DataError, Problem, UsageError, VocsegError
+from vocseg.errors import DataError, Problem, UsageError
+from vocseg.evaluate.faster import InferenceCopy, Say, silent
 from vocseg.evaluate.inference import Looks, Predictor
 from vocseg.network import Normalization, backbone_of, choose_normalization, parameter_groups, stride_of
 from vocseg.plugins import discover
-from vocseg.recipe.prepare import load_recipe
-from vocseg.recipe.reader import Part, Recipe
+from vocseg.recipe.prepare import load_recipe, with_setting
+from vocseg.recipe.reader import Recipe
+from vocseg.train.batch_size import Trial, most_images
 from vocseg.train.ema import Ema
 from vocseg.train.loop import Training, steps_per_epoch
+from vocseg.train.precision import try_bf16
 from vocseg.train.sync_batch_norm import synchronise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +46,7 @@ def open_split(recipe: Recipe, split: str) -> Dataset:
         DataError: the data is not there, or the split is empty.
     """
     part = recipe.data
-    dataset = build_part(part, {"root": Path(part.settings.root), "split": split})
+    dataset = part.build({"root": Path(part.settings.root), "split": split})
     if not isinstance(dataset, Dataset):
         raise UsageError(
             Problem(part.component.source, f"data set '{part.name}' returned {type(dataset).__name__}, not a Dataset")
@@ -72,27 +74,6 @@ def open_datasets(
     return {s: open_split(recipe, s) for s in splits or (recipe.data.settings.train, recipe.data.settings.val)}
 
 
-def build_part(part: Part, available: dict[str, Any]) -> Any:
-    """Builds the component a recipe names; what goes wrong inside a plugin names its file.
-
-    Raises:
-        UsageError: the component's function raised.
-    """
-    try:
-        return part.component.build(available, part.params)
-    except VocsegError:
-        raise
-    except Exception as error:
-        given = ", ".join(f"{k} = {v!r}" for k, v in part.params.items())
-        raise UsageError(
-            Problem(
-                part.component.source,
-                f"{part.component.kind} '{part.name}' cannot be built with {given or 'no parameters'}: "
-                f"{type(error).__name__}: {error}",
-            )
-        ) from error
-
-
 @dataclass(frozen=True)
 class Network:
     """A built network, its pretrained part, what its images must look like, and how it is shown them."""
@@ -104,9 +85,14 @@ class Network:
     looks: Looks
     filled: Filled | None = None  # what `model.weights` was loaded into
 
-    def predictor(self, placement: Placement, module: nn.Module | None = None) -> Predictor:
-        normalization = self.normalization.to(placement.device)
-        return Predictor(module or self.module, placement, self.stride, normalization, self.looks)
+    def predictor(
+        self, placement: Placement, module: nn.Module | None = None, *, compiled: bool = False, say: Say = silent
+    ) -> Predictor:
+        """What segments images with the weights of now, of this network or of another module like it."""
+        network, placement = module or self.module, placement.for_inference()
+        if compiled or placement.precision == "bf16":
+            network = InferenceCopy(network, compiled=compiled, say=say)
+        return Predictor(network, placement, self.stride, self.normalization.to(placement.device), self.looks)
 
 
 def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) -> Network:
@@ -122,7 +108,7 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
     """
     torch.manual_seed(recipe.seed)
     component, settings = recipe.model.component, recipe.model.settings
-    module = build_part(recipe.model, {"num_classes": num_classes})
+    module = recipe.model.build({"num_classes": num_classes})
     if not isinstance(module, nn.Module):
         found = type(module).__name__
         raise UsageError(
@@ -139,7 +125,7 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
             )
         ) from None
     weights = settings.weights if pretrained else "none"
-    fill = build_part(recipe.initializer, {})
+    fill = recipe.initializer.build({})
     initialize(module, fill, backbone if weights != "none" else None)
     filled = _fill_from(weights, recipe, module, backbone, num_classes) if weights != "none" else None
     pretrained_with = normalization(module if backbone is None or settings.weights == "published" else backbone)
@@ -159,7 +145,7 @@ def _fill_from(weights: str, recipe: Recipe, module: nn.Module, backbone: nn.Mod
 
     def other_classes() -> dict[str, torch.Size]:
         with torch.random.fork_rng(devices=[]):
-            other = build_part(recipe.model, {"num_classes": num_classes + 1})
+            other = recipe.model.build({"num_classes": num_classes + 1})
         return {key: tensor.shape for key, tensor in other.state_dict().items()}
 
     own = os.environ.get("VOCSEG_WEIGHTS")
@@ -181,13 +167,13 @@ def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Datase
         return torch.from_numpy(class_pixels(open_train()))
 
     available = {"num_classes": num_classes, "class_pixels": count}
-    return weighted_sum([(part.settings.weight, build_part(part, available)) for part in recipe.losses])
+    return weighted_sum([(part.settings.weight, part.build(available)) for part in recipe.losses])
 
 
 def build_optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
     """The recipe's optimizer over a network that is where it will train; the encoder has its own learning rate."""
     part = recipe.optimizer
-    optimizer = build_part(part, {"params": parameter_groups(network.module, network.backbone)})
+    optimizer = part.build({"params": parameter_groups(network.module, network.backbone)})
     if not isinstance(optimizer, torch.optim.Optimizer):
         found = type(optimizer).__name__
         raise UsageError(Problem(part.component.source, f"optimizer '{part.name}' returned {found}, not an Optimizer"))
@@ -197,16 +183,21 @@ def build_optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
     return optimizer
 
 
-def choose_placement(recipe: Recipe, device: str) -> Placement:
+def choose_placement(recipe: Recipe, device: str, precision: str | None = None) -> Placement:
+    """Where the recipe's network runs, in the precision given or, without one, in the one that suits the device."""
     chosen = choose_device(device)
     # Batch norm's backward pass fails on channels_last images on MPS (pytorch/pytorch#188371).
     channels_last = recipe.train.channels_last and chosen.type != "mps"
-    return Placement(chosen, choose_precision(recipe.train.precision, chosen), channels_last)
+    return Placement(chosen, precision or choose_precision(recipe.train.precision, chosen), channels_last)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a recipe stands for, built and on its device."""
+    """Everything a recipe stands for, built and on its device.
+
+    Attributes:
+        notes: what the user should know of it before it runs.
+    """
 
     recipe: Recipe
     train: Dataset
@@ -215,33 +206,41 @@ class Job:
     placement: Placement
     loss: Loss
     training: Training
+    notes: tuple[str, ...] = ()
 
     def predictor(self, module: nn.Module) -> Predictor:
         return self.network.predictor(self.placement, module)
 
 
-def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True, world: World = ALONE) -> Job:
+def build(
+    recipe: Recipe,
+    device: str = "auto",
+    *,
+    pretrained: bool = True,
+    precision: str | None = None,
+    world: World = ALONE,
+) -> Job:
     """Builds all of a recipe.
 
     Args:
+        precision: what the run began with; None does what the recipe says, which may be to try both.
         world: the processes that train together, each of which builds it.
 
     Raises:
         VocsegError: whatever a user can mend, before anything is trained.
     """
-    placement = choose_placement(recipe, device)
+    placement = choose_placement(recipe, device, precision)
     data, settings = recipe.data.settings, recipe.train
     train, val = open_split(recipe, data.train), open_split(recipe, data.val)
     if train.classes != val.classes:
         raise DataError(f"data: the splits '{data.train}' and '{data.val}' have different classes")
-    if data.cache == "auto":
-        train, val = (cached(dataset, _memory_bytes() // 8) for dataset in (train, val))
+    (train, kept), (val, val_kept) = (cached(split, data.cache, reader=_reader(recipe)) for split in (train, val))
     network = build_network(recipe, len(train.classes), pretrained=pretrained)
     loss = build_loss(recipe, len(train.classes), lambda: train)
-    batches = TrainingBatches(
+    batches_of = partial(
+        TrainingBatches,
         train,
-        [build_part(part, {}) for part in recipe.augmentations],
-        batch_size=data.batch_size,
+        [part.build({}) for part in recipe.augmentations],
         seed=recipe.seed,
         repeat=data.repeat,
         workers=data.workers,
@@ -249,8 +248,20 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True, worl
         rank=world.rank,
         size=world.size,
         pin=placement.device.type == "cuda",
+        render=data.augment_on == "cpu",
     )
     placement.place(network.module)
+    notes = tuple(dict.fromkeys(note for note in (kept, val_kept) if not note.startswith(IN_MEMORY)))
+    batch_size = data.batch_size
+    if batch_size == "auto":
+        batch_size, note = _find_batch_size(recipe, network, batches_of(batch_size=world.size), loss, placement, world)
+        recipe, notes = with_setting(recipe, "data", "batch_size", batch_size), (*notes, note)
+    batches = batches_of(batch_size=batch_size)
+    to_choose = precision is None and settings.precision == "auto" and placement.device.type == "cpu"
+    if to_choose and placement.precision == "bf16":
+        said = _try_bf16(recipe, network, batches, val, loss, placement) if world.first else ("", "")
+        chosen, note = (world.text_of_first(text) for text in said)
+        placement, notes = replace(placement, precision=chosen), (*notes, note)
     if settings.sync_batch_norm and world.size > 1:
         synchronise(network.module)
     optimizer = build_optimizer(recipe, network)
@@ -258,7 +269,7 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True, worl
     per_epoch = steps_per_epoch(len(batches), settings.accumulate)
     steps = settings.epochs * per_epoch
     warmup = round(recipe.schedule.settings.warmup_epochs * per_epoch)
-    schedule = build_part(recipe.schedule, {"steps": steps - warmup, "steps_per_epoch": per_epoch, "lr": lr})
+    schedule = recipe.schedule.build({"steps": steps - warmup, "steps_per_epoch": per_epoch, "lr": lr})
     frozen = settings.epochs if settings.unfreeze_after is None else settings.unfreeze_after
     training = Training(
         network=network.module,
@@ -281,16 +292,63 @@ def build(recipe: Recipe, device: str = "auto", *, pretrained: bool = True, worl
         limit_seconds=settings.minutes * 60 if settings.minutes is not None else None,
         world=world,
     )
-    return Job(recipe, train, val, network, placement, loss, training)
+    return Job(recipe, train, val, network, placement, loss, training, notes)
 
 
-def _memory_bytes() -> int:
-    """The machine's memory, or the container's where that has less; 4 GiB where it cannot be asked."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
-            total = min(total, int(Path(limit).read_text()))
-    return total
+def _reader(recipe: Recipe) -> str:
+    """What decides about pixels besides their files: nothing for vocseg's own data sets, which read them alike."""
+    component = recipe.data.component
+    if component.origin == "vocseg":
+        return ""
+    return f"{component.file} {os.stat(component.file).st_mtime_ns} {recipe.data.params}"
+
+
+def _find_batch_size(
+    recipe: Recipe, network: Network, batches: TrainingBatches, loss: Loss, placement: Placement, world: World
+) -> tuple[int, str]:
+    """The batch size of all processes together, the same for each of them, and what limits it."""
+    image, mask = (torch.tensor(array) for array in batches.sample(0, 0))
+    settings = recipe.train
+    trial = Trial(
+        network=network.module,
+        backbone=network.backbone,
+        loss=loss,
+        sample=(image, mask),
+        optimizer=lambda module, backbone: build_optimizer(recipe, replace(network, module=module, backbone=backbone)),
+        placement=placement,
+        stride=network.stride,
+        normalization=network.normalization.to(placement.device),
+        average=settings.ema is not None,
+        frozen=settings.freeze_encoder and settings.unfreeze_after is None,
+    )
+    positions = len(batches) * batches.batch_size
+    most, why = most_images(positions, settings.accumulate, world.size, placement.device)
+    size, limit = trial.largest(most, why, memory_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    size = -int(world.largest(-size)[0])  # what fits the process that has the least room
+    each = f", {size} in each of {world.size} processes" if world.size > 1 else ""
+    return size * world.size, f"batch size {size * world.size}{each}: {limit}"
+
+
+def _try_bf16(
+    recipe: Recipe, network: Network, batches: TrainingBatches, val: Dataset, loss: Loss, placement: Placement
+) -> tuple[str, str]:
+    """The precision that the network is faster in, on a batch and on a whole image, and what was measured."""
+    image, mask = (torch.tensor(array) for array in batches.sample(0, 0))
+    size = batches.batch_size
+    settings = recipe.train
+    whole, _ = val.read(0)
+
+    def infer(module: nn.Module, precision: str) -> Callable[[], object]:
+        return partial(network.predictor(replace(placement, precision=precision), module).look, whole)
+
+    return try_bf16(
+        network.module,
+        network.backbone,
+        loss,
+        (image.expand(size, *image.shape), mask.expand(size, *mask.shape)),
+        placement=placement,
+        stride=network.stride,
+        normalization=network.normalization,
+        frozen=settings.freeze_encoder and settings.unfreeze_after is None,
+        infer=infer,
+    )

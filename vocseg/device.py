@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,11 +15,30 @@ class Placement:
     """A device, a precision and a memory format, chosen once for a run."""
 
     device: torch.device
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "bf16", or "fp32+bf16": training in the first, inference in the other
     channels_last: bool = True
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def for_inference(self) -> "Placement":
+        return replace(self, precision="bf16") if self.precision == "fp32+bf16" else self
+
+    @contextlib.contextmanager
+    def kernels_tried(self, wanted: bool) -> Iterator[None]:
+        """CUDA's convolutions are tried in several ways at each new size, and the fastest is kept.
+
+        That is for many images of one size. It may choose otherwise in the next run, with sums that are rounded in
+        another order: who asks torch for deterministic algorithms does not get it.
+        """
+        if not wanted or self.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+            yield
+            return
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def place(self, network: torch.nn.Module) -> torch.nn.Module:
         """Moves a network to the device, in the memory format."""

@@ -10,11 +10,9 @@
 An error carries one or more `Problem`s, so that a user reads all of them at once.
 """
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Interrupted(VocsegError):  # noqa: N818 - nothing went wrong
         self.exit_code = 128 + signal_number
 
 
-def shown_path(path: str | Path) -> str:
+def shown_path(path: str | os.PathLike[str]) -> str:
     """A path as a user would type it: relative where it is below the working directory."""
     relative = os.path.relpath(path)
     return os.fspath(path) if relative.startswith(os.pardir) else relative
@@ -73,6 +71,8 @@ def shown_path(path: str | Path) -> str:
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that is spelt most like this one, whatever the case; None where none comes near."""
+    import difflib  # here and not above: it is wanted where something is wrong, and costs a tenth of `vocseg --help`
+
     folded = {name.casefold(): name for name in sorted(known, reverse=True)}
     near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
     return folded[near[0]] if near else None

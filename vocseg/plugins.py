@@ -5,8 +5,8 @@ entry point in the group `vocseg.plugins`, the nearest folder `plugins` beside o
 given with `--plugins`. None of them may define what another one has; files that are equal byte for byte are one.
 """
 
+import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -128,6 +128,10 @@ def _public(folder: Path) -> list[Path]:
 
 def _installed_sources(broken: list[BrokenPlugin]) -> Iterator[_Source]:
     """The modules that entry points name, and the files of those that are packages."""
+    if not _some_package_offers_plugins():
+        return
+    import importlib.metadata
+
     try:
         entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     except Exception as error:  # one damaged installation spoils the list of all
@@ -142,6 +146,26 @@ def _installed_sources(broken: list[BrokenPlugin]) -> Iterator[_Source]:
             continue
         for path, module in files:
             yield _Source(path, origin, partial(importlib.import_module, module))
+
+
+def _some_package_offers_plugins() -> bool:
+    """Whether the group's name stands in any installed package's entry points, or cannot be looked for.
+
+    Asking `importlib.metadata` takes a quarter of `vocseg list`, and most machines have no such package.
+    """
+    for entry in map(os.fspath, sys.path):
+        try:
+            names = os.listdir(entry or os.curdir)
+        except OSError:
+            if os.path.isfile(entry):  # a zip archive, which `importlib.metadata` can read
+                return True
+            continue
+        for name in names:
+            if name.lower().endswith((".dist-info", ".egg-info", "egg-info")):
+                with contextlib.suppress(OSError), open(os.path.join(entry, name, "entry_points.txt"), "rb") as file:
+                    if ENTRY_POINT_GROUP.encode() in file.read():
+                        return True
+    return False
 
 
 def _module_files(module: str) -> Iterator[tuple[Path, str]]:

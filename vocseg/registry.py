@@ -4,7 +4,7 @@ A component is a plain function. What it takes by position is handed over by voc
 takes by keyword is a recipe key. A mark only tags the function, so importing a plugin changes nothing.
 
     kind           handed over by position                  returns
-    architecture   num_classes                              a module: (b, 3, h, w) -> (b, num_classes, h, w)
+    architecture   num_classes                              a module: (b, 3, h, w) -> (b, num_classes, h', w')
     loss           any of num_classes, class_pixels         f(logits, target) -> scalar tensor
     augmentation   nothing                                  f(sample, rng), which changes the sample in place
     optimizer      params                                   a torch.optim.Optimizer
@@ -37,7 +37,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "optimizer": ("name", "encoder_lr"),
     "schedule": ("name", "warmup_epochs"),
     "initializer": ("name",),
-    "dataset": ("name", "root", "train", "val", "batch_size", "repeat", "normalize", "workers", "cache"),
+    "dataset": ("name", "root", "train", "val", "batch_size", "repeat", "normalize", "workers", "augment_on", "cache"),
 }
 """The keys that vocseg itself reads beside a component's own; `vocseg.recipe.schema` says what they mean."""
 

@@ -71,6 +71,7 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
             yield from _resume(before, device, world)
             return
         job = build(recipe, device, world=world)
+        recipe = job.recipe  # with the batch size that was found, where it was to be
         folder = RunFolder(out)
         if world.first:
             folder = RunFolder.create(out, recipe)
@@ -284,11 +285,9 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: Sta
 def _save(job: Job, board: _Scoreboard, saver: StateSaver) -> None:
     training = job.training
     state = training.state()
-    if not state["loss_sum"].isfinite().all():
-        return  # a state to resume from must not lead straight back here
     done = training.epoch * training.steps_per_epoch + training.step
-    if training.world.first:
-        saver.save({"training": state, "scoreboard": board.state()}, done)
+    if training.world.first:  # a state to resume from must not lead straight to where the loss is not finite
+        saver.save({"training": state, "scoreboard": board.state()}, done, if_finite=state["loss_sum"])
 
 
 def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from vocseg.build import Job, build
 from vocseg.errors import Problem, TrainingError, UsageError
 from vocseg.network import count_parameters, kept_for_backward, outputs, set_training
 from vocseg.recipe.reader import Recipe
+from vocseg.train.feed import on_device
 from vocseg.train.loop import combined_loss
 
 
@@ -23,7 +24,7 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
     job = build(recipe, "cpu")
     training = job.training
     batches = training.batches.epoch(0)
-    pixels, masks = next(batches)
+    pixels, masks = next(on_device(batches, training.placement))
     batches.close()
     set_training(training.network, training.backbone, frozen=training.frozen_epochs > 0)
     source = recipe.model.component.source

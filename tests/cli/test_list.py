@@ -243,7 +243,7 @@ def test_listing_help_and_recipes_import_nothing_heavy(tmp_path: Path, arguments
 
 
 def test_importing_vocseg_imports_nothing_heavy(tmp_path: Path) -> None:
-    script = "import sys, vocseg; print(*sys.modules)"
+    script = "import sys, vocseg; assert vocseg.loss.__name__ == 'loss'; print(*sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "vocseg.registry" in done.stdout

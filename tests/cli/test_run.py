@@ -106,6 +106,19 @@ def test_errors_are_lines_with_a_remedy_and_a_code_of_their_kind(recipe, tmp_pat
     assert "Traceback" in shown.stderr
 
 
+def test_all_that_is_wrong_with_a_recipe_and_its_data_is_said_without_importing_torch(recipe, tmp_path):
+    text = RECIPE.replace('name = "synthetic"\nsize = 32\nimages = 8\nval_images = 2', 'name = "voc"')
+    command = [sys.executable, "-X", "importtime", "-m", "vocseg", "run", str(recipe(text=f"sed = 1\n{text}"))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    first, second = (line for line in done.stderr.splitlines() if not line.startswith("import time"))
+    assert "sed: unknown key" in first
+    assert "VOC2012: no such folder" in second
+    assert "numpy" in imported  # the augmentation was tried
+    assert "torch" not in imported
+
+
 def test_a_device_that_is_not_there_is_an_environment_fault(recipe, tmp_path):
     done = vocseg("run", recipe(), "--device", "cuda:99", cwd=tmp_path)
     assert done.returncode == 4

@@ -195,3 +195,11 @@ def test_an_id_without_a_class_is_an_error_when_it_is_read(folder_root):
     data = folder(folder_root, "all", classes=CLASSES[:2])
     with pytest.raises(DataError, match=r"photo_0\.png: unknown ids 2; 2 classes have ids 0 to 1, void is 255"):
         data.read(data.names.index("photo_0"))
+
+
+def test_a_root_from_the_working_directory_is_read_like_any_other(folder_root, monkeypatch):
+    monkeypatch.chdir(folder_root.parent)
+    data = folder(Path(folder_root.name), "all", classes=CLASSES)
+    assert [image.is_file() and mask.is_file() for image, mask in data.files] == [True] * 10
+    assert data.files[1:3][0] == data.files[1]
+    assert data.read(9)[1].shape == data.read(9)[0].shape[:2]

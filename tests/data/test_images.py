@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vocseg.data.images import first_ten, read_image, read_mask, read_pair
+from vocseg.data.images import image_size, read_image, read_mask, read_pair
+from vocseg.data.lists import first_ten
 from vocseg.errors import DataError
 
 GRADIENT = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
@@ -21,12 +22,12 @@ def save(path: Path, pixels: np.ndarray, **options) -> Path:
     return path
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(path: Path, bit_depth: int, colour_type: int, width: int, height: int, rows: list[bytes]) -> Path:
     """A PNG written by hand, for what PIL does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     head = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
@@ -142,6 +143,58 @@ def test_a_palette_mask_gives_indices_and_not_colours(tmp_path):
     mask.putpalette([c for i in range(256) for c in (255 - i, i, 7)])
     mask.save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), IDS)
+
+
+@pytest.mark.parametrize("colour_type", [0, 3])
+@pytest.mark.parametrize("damage", [None, "checksum", "short", "long", "end", "critical chunk", "interlaced", "filter"])
+def test_a_mask_of_plain_rows_is_read_as_the_decoder_reads_it(tmp_path, colour_type, damage):
+    rows = [bytes(row) for row in IDS]
+    path = png(
+        tmp_path / "m.png", 8, colour_type, 30, 20, {"short": rows[:-1], "long": [*rows, rows[0]]}.get(damage, rows)
+    )
+    data = bytearray(path.read_bytes())
+    if colour_type == 3:
+        data[33:33] = chunk(b"PLTE", bytes(range(63)))
+    if damage == "checksum":
+        data[-17] ^= 1  # of IDAT; 12 bytes of IEND follow its four
+    if damage == "end":
+        del data[-12:]
+    if damage == "critical chunk":
+        data[33:33] = chunk(b"ABCD", b"")
+    if damage == "interlaced":
+        data[28] = 1
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    if damage == "filter":  # the second row is told as what is added to the pixel on its left
+        one = b"\0" + rows[0] + b"\1" + rows[1][:1] + bytes(np.diff(IDS[1])) + b"".join(b"\0" + r for r in rows[2:])
+        data[data.index(b"IDAT") - 4 : -12] = chunk(b"IDAT", zlib.compress(one))
+    path.write_bytes(data)
+
+    def outcome(read):
+        try:
+            return read().tolist()
+        except Exception:
+            return "refused"
+
+    # What PIL itself makes of the file.
+    expected = outcome(lambda: np.array(Image.open(path)))
+    assert outcome(lambda: read_mask(path)) == expected
+    assert (expected == IDS.tolist()) == (damage in (None, "long", "filter", "end", "critical chunk"))
+
+
+def test_a_mask_of_plain_rows_is_held_to_the_limit_of_pixels(tmp_path):
+    path = save(tmp_path / "m.png", IDS)
+    with pytest.raises(DataError, match="30 x 20 pixels are more than the limit of 599"):
+        read_mask(path, max_pixels=599)
+    assert read_mask(path, max_pixels=600).flags.writeable
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_the_size_is_known_from_the_header_alone(tmp_path, name):
+    path = save(tmp_path / name, GRADIENT)
+    path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 10])
+    assert image_size(path) == (20, 30)
+    with pytest.raises(DataError, match="no such file"):
+        image_size(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vocseg.data.dataset import Dataset
-from vocseg.data.loader import TrainingBatches, cached
+from vocseg.data.loader import TrainingBatches
 from vocseg.errors import DataError, UsageError
 
 
@@ -149,16 +149,3 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind():
     next(epoch)
     epoch.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("vocseg-loader")]
-
-
-def test_the_cache_reads_each_image_once_and_no_more_than_fits():
-    reads = []
-    plain = numbered(3)
-    counting = Dataset(plain.classes, plain.names, lambda i: (reads.append(i), plain.read(i))[1])
-    fits_two = cached(counting, limit_bytes=2 * (4 * 4 * 3 + 4 * 4))
-    for _ in range(2):
-        for index in range(3):
-            image, mask = fits_two.read(index)
-            assert np.array_equal(image, plain.read(index)[0])
-            assert np.array_equal(mask, plain.read(index)[1])
-    assert reads == [0, 1, 2, 2]

@@ -92,7 +92,7 @@ def test_a_list_of_pairs_says_where_image_and_mask_are(voc_root):
     )
     data = voc(voc_root, "trainaug")
     assert data.names == ("2012_000001", "2012_000002")
-    assert data.files == [
+    assert list(data.files) == [
         (kit(voc_root) / "JPEGImages/2012_000001.jpg", kit(voc_root) / "SegmentationClassAug/2012_000001.png"),
         (kit(voc_root) / "JPEGImages/2012_000002.jpg", kit(voc_root) / "SegmentationClass/2012_000002.png"),
     ]

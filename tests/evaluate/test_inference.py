@@ -86,6 +86,7 @@ def test_images_of_any_size_are_scored_at_their_own_size():
     assert scores(found.matrix).pixel_accuracy == pytest.approx(1 - 9 / labelled)
     # A row each for hits, truth, prediction, and what was predicted on the two void rows.
     assert found.per_image.shape == (3, 4, 2)
+    assert found.per_image.dtype == np.int32  # a few hundred bytes an image
     assert np.array_equal(found.per_image.sum(0)[0], np.diagonal(found.matrix))
     assert found.per_image.sum(2)[:, 1].tolist() == [int((mask != 255).sum()) for _, mask in pairs]
     assert found.per_image.sum(2)[:, 3].tolist() == [2 * 47, 2 * 64, 2 * 100]
@@ -137,9 +138,54 @@ def test_a_mapping_gives_its_auxiliary_logits_at_full_size():
     assert found["out"].shape == found["aux"].shape == (1, 3, 33, 40)
 
 
-def test_logits_of_another_size_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="upsample them"):
-        outputs(nn.AvgPool2d(4), torch.randn(1, 3, 64, 64), stride=32)
+@pytest.mark.parametrize("size", [(64, 64), (33, 47), (5, 100)])
+def test_logits_at_a_whole_fraction_are_upsampled_as_a_network_would_do_it(size):
+    images = torch.randn(1, 3, *size)
+    for factor in (2, 3, 4, 32):
+        upsampling = nn.Sequential(nn.AvgPool2d(factor), nn.Upsample(scale_factor=factor, mode="bilinear"))
+        expected = outputs(upsampling, images, stride=96)["out"]
+        found = outputs(nn.AvgPool2d(factor), images, stride=96)["out"]
+        assert found.shape == expected.shape == images.shape
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert outputs(nn.AvgPool2d(factor).bfloat16(), images.bfloat16(), stride=96)["out"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernel", [(4, 2), (1, 2), (64, 64)])
+def test_logits_of_another_size_are_refused_with_the_remedy(kernel):
+    with pytest.raises(ValueError, match="or at the same whole fraction of height and width"):
+        outputs(nn.AvgPool2d(kernel, ceil_mode=False), torch.randn(1, 3, 64, 96), stride=32)
+
+
+@pytest.mark.parametrize("looks", [{}, {"window": 24}, {"flip": True}, {"scales": (1.5,)}])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_network_that_leaves_upsampling_to_vocseg_is_scored_as_if_it_did_not(looks, channels_last):
+    small = nn.Sequential(nn.AvgPool2d(4), Pixelwise())
+    itself = nn.Sequential(small, nn.Upsample(scale_factor=4, mode="bilinear"))
+    rng = np.random.default_rng(0)
+    sizes = [(33, 47), (64, 64), (5, 100)]
+    pairs = [(noise(*size), rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), size)) for size in sizes]
+    dataset = Dataset(("a", "b", "c", "d"), ("x", "y", "z"), pairs.__getitem__)
+    placement = Placement(torch.device("cpu"), "fp32", channels_last=channels_last)
+    one, other = (
+        drain(evaluate(replace(predictor(n, 8, **looks), placement=placement), dataset, cross_entropy))
+        for n in (small, itself)
+    )
+    assert np.array_equal(one.matrix, other.matrix)
+    assert np.array_equal(one.per_image, other.per_image)
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+
+
+def test_a_look_is_what_the_network_gave_and_after_several_their_mean_at_full_size():
+    small = nn.Sequential(nn.AvgPool2d(4), Pixelwise())
+    image = noise(33, 47)
+    seen = predictor(small, 8).look(image)
+    assert (seen.raw.shape, seen.padded, seen.size) == ((1, 4, 10, 12), (40, 48), (33, 47))
+    assert torch.equal(seen.full(), predictor(small, 8).logits(image))
+    assert predictor(small, 8, window=47).look(image).raw.shape == (1, 4, 10, 12)  # the window holds all of it
+    for looks in ({"window": 46}, {"flip": True}, {"scales": (0.5,)}):
+        seen = predictor(small, 8, **looks).look(image)
+        assert (seen.raw.shape[2:], seen.padded, seen.size) == ((33, 47),) * 3
+        assert torch.equal(seen.full(), predictor(small, 8, **looks).logits(image))
 
 
 def test_looking_twice_averages_probabilities():

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vocseg.evaluate.scores import bootstrap_interval, constant_scores, image_miou, iou_of, null_models, scores
+from vocseg.evaluate.scores import (
+    BY_COUNTS,
+    bootstrap_interval,
+    constant_scores,
+    image_miou,
+    iou_of,
+    null_models,
+    scores,
+)
 
 MATRIX = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
 
@@ -83,3 +91,30 @@ def test_marginals_hold_what_iou_needs_whatever_rows_follow():
     for counts in (per_image, longer):
         assert image_miou(counts) == pytest.approx([scores(MATRIX).miou])
         assert bootstrap_interval(counts) == bootstrap_interval(per_image)
+
+
+def test_drawing_some_at_a_time_gives_the_interval_of_drawing_all_at_once():
+    # 3,000 images in 1,000 draws are more than are drawn at a time.
+    per_image = np.random.default_rng(0).integers(0, 90, (3000, 3, 2))
+    per_image[:, 1:] += per_image[:, :1]
+    weights = np.random.default_rng(0).multinomial(3000, np.full(3000, 1 / 3000), size=1000)
+    miou = iou_of((weights @ per_image.reshape(3000, -1)).reshape(1000, 3, 2)).mean(1)
+    assert bootstrap_interval(per_image) == tuple(np.quantile(miou, [0.025, 0.975]))
+
+
+def test_images_are_drawn_alike_below_and_above_the_size_from_which_each_is_drawn():
+    rng = np.random.default_rng(0)
+    per_image = rng.integers(0, 90, (BY_COUNTS + 1, 3, 2))
+    per_image[:, 1:] += per_image[:, :1]
+    below, above = bootstrap_interval(per_image[:-1], draws=400), bootstrap_interval(per_image, draws=400)
+    assert above == bootstrap_interval(per_image, draws=400)
+    assert above[0] < scores(np.diag([1, 1])).miou
+    # Both ends within a third of the interval's width of each other.
+    assert np.allclose(below, above, rtol=0, atol=(below[1] - below[0]) / 3)
+    same = np.repeat(per_image[:1], BY_COUNTS + 1, axis=0)
+    assert np.ptp(bootstrap_interval(same, draws=5)) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_miou_of_an_image_without_labels_is_nan():
+    per_image = np.stack([marginals(MATRIX), np.zeros((3, 3), np.int64)])
+    assert image_miou(per_image) == pytest.approx([scores(MATRIX).miou, np.nan], nan_ok=True)

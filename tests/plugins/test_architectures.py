@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vocseg.errors import UsageError
+from vocseg.network import outputs, stride_of
 from vocseg.plugins import bundled, discover, import_file
 
 SMALL = [
@@ -35,7 +36,7 @@ def count(module: nn.Module) -> int:
 @pytest.mark.parametrize(("name", "params"), SMALL)
 def test_every_parameter_gets_a_gradient(name: str, params: dict) -> None:
     network = build(name, 5, **params)
-    logits = network(torch.randn(2, 3, 64, 96))
+    logits = outputs(network, torch.randn(2, 3, 64, 96), stride_of(network))["out"]
     assert logits.shape == (2, 5, 64, 96)
     logits.square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -214,7 +215,7 @@ def test_the_classifier_pyramid_scores_every_place_with_the_classifier_it_was_gi
         before = network(image)
         network.encoder.fc.bias[7] += 1.0  # one ImageNet class is likelier everywhere
         after = network(image)
-    assert before.shape == (1, 21, 64, 64)
+    assert before.shape == (1, 21, 16, 16)  # of the finest map, at 1/4
     assert not torch.equal(before, after)
 
 

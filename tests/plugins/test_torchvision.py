@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import get_model_weights, list_models, segmentation
+from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
 from vocseg.build import Network, build_network
 from vocseg.data.weights import load_weights
@@ -100,8 +100,20 @@ def test_the_reports_network_has_its_parameters_and_layers() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 101), (1, 7)])
 def test_logits_have_the_size_of_the_image_whatever_that_is(size: tuple[int, int]) -> None:
     network = build(SMALLEST, 5).eval()
-    assert network.stride == 1
-    assert network(torch.zeros(1, 3, *size))["out"].shape == (1, 5, *size)
+    assert outputs(network, torch.zeros(1, 3, *size), network.stride)["out"].shape == (1, 5, *size)
+
+
+@pytest.mark.parametrize("network", [SMALLEST, "deeplabv3_mobilenet_v3_large"])
+def test_upsampled_its_logits_are_those_of_torchvision_to_the_last_bit(network: str) -> None:
+    auxiliary = network != SMALLEST
+    ours = build(network, 5, auxiliary=auxiliary).eval()
+    whole = get_model(network, weights=None, weights_backbone=None, num_classes=5, aux_loss=auxiliary).eval()
+    whole.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = whole(images), outputs(ours, images, ours.stride)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

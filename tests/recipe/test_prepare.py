@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vocseg.errors import UsageError
+from vocseg.errors import DataError, UsageError
 from vocseg.recipe.prepare import load_recipe
 from vocseg.recipe.reader import Recipe
 from vocseg.recipe.writer import resolved_lines
@@ -120,3 +120,47 @@ def test_plugins_are_looked_for_from_the_recipe_and_for_a_bundled_one_from_the_w
     _, registry = load_recipe("quickstart", plugins=tmp_path / "recipes" / "plugins")
     assert registry.find("loss", "from_here")
     assert registry.find("loss", "from_recipes")
+
+
+def wrong(*overrides: str, data: str | None = None) -> tuple[type, list[str]]:
+    """What is said of the recipe when it is to be run."""
+    with pytest.raises((DataError, UsageError)) as caught:
+        load_recipe("../recipes/x.toml", overrides=overrides, data=Path(data) if data else None, to_run=True)
+    return type(caught.value), [str(problem) for problem in caught.value.problems]
+
+
+def test_before_it_is_run_missing_data_is_an_error_of_the_data_said_once_for_both_splits(tmp_path: Path) -> None:
+    kind, (said,) = wrong()
+    assert kind is DataError
+    assert said.startswith(f"{tmp_path / 'here' / 'data' / 'VOCdevkit' / 'VOC2012'}: no such folder; ")
+    kind, (said,) = wrong(data="/flag")
+    assert said.startswith("/flag/VOCdevkit/VOC2012: no such folder")
+
+
+def test_before_it_is_run_lists_and_files_are_looked_for_in_each_split(voc_root: Path) -> None:
+    kind, said = wrong("data.train=nobody", "data.val=nowhere", data=str(voc_root))
+    assert kind is DataError
+    assert [line.partition(": ")[2].partition(";")[0] for line in said] == ["no such split"] * 2
+    assert ["nobody.txt" in said[0], "nowhere.txt" in said[1]] == [True, True]
+    load_recipe("../recipes/x.toml", data=voc_root, to_run=True)
+
+
+def test_before_it_is_run_all_is_said_at_once_the_recipes_own_first() -> None:
+    scaled = 'augmentation=[{name="random_scale", scale=[2.0, 0.5]}, {name="crop", size=0}]'
+    kind, said = wrong("train.epocs=1", scaled)
+    assert kind is UsageError
+    assert len(said) == 4
+    assert said[0].startswith("--set train.epocs=1: train.epocs: unknown key")
+    assert "augmentation.1.size: expected" in said[1]
+    assert said[2].startswith("random_scale.scale: expected [least, largest], found [2, 0.5]")
+    assert "VOC2012: no such folder" in said[3]
+
+
+def test_what_fails_in_a_plugin_that_is_tried_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    plugin = tmp_path / "plugins" / "mine.py"
+    plugin.write_text("from vocseg import augmentation\n@augmentation\ndef mine(): 1 / 0\n")
+    kind, said = wrong('augmentation=[{name="mine"}]')
+    assert kind is UsageError
+    assert said[0].startswith(f"{plugin}:3: augmentation 'mine' cannot be built with no parameters: ZeroDivisionError")
+    assert "no such folder" in said[1]

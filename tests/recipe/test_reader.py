@@ -146,7 +146,8 @@ def test_every_problem_is_told_at_once_with_its_line_and_remedy(registry: Regist
     names = ", ".join(registry.names("augmentation"))
     assert len(sizes) < 80
     assert problems(registry, MISTAKES, "data.cache=of", "loss.1.weight=2") == [
-        '--set data.cache=of: data.cache: expected "auto" or "off", found "of"; did you mean "off"?',
+        '--set data.cache=of: data.cache: expected "auto" or "off", or a folder written with a /, found "of"; '
+        'did you mean "off"?',
         "--set loss.1.weight=2: 'loss' is an array of 1, counted from 0",
         "x.toml:1: description: expected text, found 3",
         "x.toml:2: seed: expected whole number ≥ 0 and < 4294967296, found -1",

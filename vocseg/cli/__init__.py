@@ -1,8 +1,9 @@
 """The command line. Each command is a file here that imports what it needs when it is called."""
 
+import atexit
+import gc
 import importlib
 import io
-import json
 import os
 import sys
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "new": "Write a plugin to start from, with its recipe and test.",
     "show": "Print a recipe with every default filled in.",
     "check": "Try a recipe, or check that an architecture keeps its contract.",
+    "lr": "Try learning rates, and draw the loss over them.",
     "eval": "Score a run's weights again.",
     "predict": "Segment images with a run's weights.",
     "data": "Fetch, verify and describe data sets.",
@@ -61,6 +63,7 @@ def main() -> None:
     """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
     from vocseg.errors import VocsegError
 
+    atexit.register(_end_quickly)
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that cannot show a letter is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -74,9 +77,13 @@ def main() -> None:
         if debug:
             raise
         if "--json" in arguments:
+            import json
+
             print(json.dumps({"error": [str(problem) for problem in error.problems], "exit_code": error.exit_code}))
-        for problem in error.problems:
-            click.echo(problem, err=True)
+        rank = os.environ.get("RANK", "0")  # torchrun's processes: what all of them find, the first one says
+        if rank == "0" or error.exit_code not in (2, 130, 143):
+            for problem in error.problems:
+                click.echo(problem if rank == "0" else f"process {rank}: {problem}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -94,3 +101,9 @@ def main() -> None:
             f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True
         )
         sys.exit(1)
+
+
+def _end_quickly() -> None:
+    """Spares the last look for garbage, a tenth of a quick command's time; what torch is made of asks for that look."""
+    if "torch" not in sys.modules:
+        gc.freeze()

@@ -73,12 +73,11 @@ def command(
 def _try_recipe(
     name: str, overrides: tuple[str, ...], data: Path | None, seed: int | None, plugins: Path | None, as_json: bool
 ) -> None:
+    from vocseg.process import prepare_process
     from vocseg.recipe.prepare import load_recipe
 
-    read, _ = load_recipe(name, overrides=overrides, data=data, seed=seed, plugins=plugins)
-    from vocseg.process import prepare_process
-
     prepare_process()
+    read, _ = load_recipe(name, overrides=overrides, data=data, seed=seed, plugins=plugins, to_run=True)
     from vocseg.trial import try_recipe
 
     report = try_recipe(read)

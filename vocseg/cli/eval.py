@@ -13,8 +13,9 @@ from vocseg.cli import options
 @options.data
 @click.option("--split", metavar="NAME", help="Split to score; the run's validation split if left out.")
 @options.device
+@options.compiled
 @options.as_json
-def command(run: Path, data: Path | None, split: str | None, device: str, as_json: bool) -> None:
+def command(run: Path, data: Path | None, split: str | None, device: str, compiled: bool, as_json: bool) -> None:
     """Score the weights of RUN, a run folder, on a split of its data set.
 
     The figures go to RUN/eval-SPLIT.json too.
@@ -27,7 +28,7 @@ def command(run: Path, data: Path | None, split: str | None, device: str, as_jso
     from vocseg.runs.files import without_nan, write_json
     from vocseg.score import score
 
-    scoring = score(run, data=data, split=split, device=device)
+    scoring = score(run, data=data, split=split, device=device, compiled=compiled, say=options.note)
     with progress_bar("scoring") as (advance, _):
         while True:
             try:

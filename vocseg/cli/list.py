@@ -1,10 +1,10 @@
 """`vocseg list`: all components, those of one kind, one with its parameters, or the recipes."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,7 +43,7 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
         rows += [_broken_row(b) for b in registry.broken]
         _print_rows(rows, as_json, {c.source for c in registry if c.origin not in ("vocseg", "bundled")})
     elif named and as_json:
-        click.echo(json.dumps([_details(c) for c in named], indent=2, ensure_ascii=False))
+        _print_json([_details(c) for c in named])
     elif named:
         for component in named:
             _print_component(component)
@@ -92,7 +92,7 @@ def _recipe_rows(folder: Path) -> Iterator[dict[str, str]]:
             yield {"kind": RECIPE, "name": name, "summary": summary, "source": str(path)}
 
 
-def _details(component: Component) -> dict[str, object]:
+def _details(component: Component) -> dict[str, Any]:
     from vocseg.recipe.describe import describe_type, split_doc
 
     said = split_doc(component.doc)[1]
@@ -109,9 +109,15 @@ def _details(component: Component) -> dict[str, object]:
     return {**_row(component, load=False), "doc": component.doc, "parameters": parameters}
 
 
+def _print_json(rows: Sequence[dict[str, Any]]) -> None:
+    import json
+
+    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
 def _print_rows(rows: Sequence[dict[str, str]], as_json: bool, foreign: Collection[str] = ()) -> None:
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        _print_json(rows)
     elif sys.stdout.isatty():
         _print_table(rows, foreign)
     else:  # one line a component, whatever the width, for grep and cut

@@ -19,10 +19,21 @@ overrides = click.option(
 device = click.option(
     "--device", default="auto", show_default=True, metavar="D", help="auto, cpu, mps, cuda or cuda:N."
 )
+compiled = click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the network first, to be faster after a minute. Needs a C++ compiler.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the run, in place of the recipe's."
 )
+
+
+def note(text: str) -> None:
+    """Says what the user should know and need not act on."""
+    click.echo(f"note: {text}", err=True)
 
 
 def recipe_options(function: Callable) -> Callable:

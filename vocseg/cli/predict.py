@@ -15,8 +15,9 @@ from vocseg.cli import options
     "--out", type=options.FOLDER, metavar="DIR", help="Folder for masks and overlays; RUN/predictions if left out."
 )
 @options.device
+@options.compiled
 @options.as_json
-def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, as_json: bool) -> None:
+def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, compiled: bool, as_json: bool) -> None:
     """Segment IMAGES, files or folders, with the weights of RUN.
 
     Each image gives NAME.png, a palette mask of class ids, and NAME_overlay.png to look at.
@@ -29,7 +30,7 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, 
 
     done = 0
     with progress_bar("predicting") as (advance, _):
-        for predicted in predict(run, images, out=out, device=device):
+        for predicted in predict(run, images, out=out, device=device, compiled=compiled, say=options.note):
             done = predicted.done
             advance(predicted.done, predicted.total)
             if as_json:

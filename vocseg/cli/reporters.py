@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import click
+import torch
 
 from vocseg.evaluate.validation import Scored
 from vocseg.run import Event, Finished, Started
@@ -62,7 +63,7 @@ class Plain:
     def follow(self, events: Iterator[Event]) -> None:
         started: Started | None = None
         spoke = time.monotonic()
-        pace = _Pace()
+        pace, loss = _Pace(), _Loss()
         for event in events:
             if isinstance(event, Started):
                 started = event
@@ -75,7 +76,7 @@ class Plain:
                     spoke = time.monotonic()
                     click.echo(
                         f"epoch {event.epoch + 1}/{started.epochs}  step {event.step}/{started.steps_per_epoch}  "
-                        f"loss {float(event.loss):.4f}  lr {event.lr:.2g}  {pace.images_per_second:.1f} img/s  "
+                        f"loss {loss.read(event):.4f}  lr {event.lr:.2g}  {pace.images_per_second:.1f} img/s  "
                         f"{pace.left(started, event)} left"
                     )
             elif isinstance(event, Scored):
@@ -102,7 +103,7 @@ class Live:
         note_column = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), note_column)
         started: Started | None = None
-        pace = _Pace()
+        pace, loss = _Pace(), _Loss()
         finished: Finished | None = None
         console.print("[dim]building …[/]", end="\r")
         with Progress(*columns, console=console, transient=True, refresh_per_second=5) as progress:
@@ -117,14 +118,14 @@ class Live:
                 elif isinstance(event, Step):
                     assert started is not None
                     pace.step(event)
-                    if time.monotonic() - spoke > 0.25:  # reading the loss waits for the device, and drawing takes time
+                    if time.monotonic() - spoke > 0.25:  # for drawing takes time
                         spoke = time.monotonic()
                         progress.update(
                             bar,
                             description=f"epoch {event.epoch + 1}/{started.epochs}",
                             total=started.steps_per_epoch,
                             completed=event.step,
-                            note=f"loss {float(event.loss):.3f}  lr {event.lr:.1e}  "
+                            note=f"loss {loss.read(event):.3f}  lr {event.lr:.1e}  "
                             f"{pace.images_per_second:.0f} img/s  {pace.left(started, event)} left",
                         )
                 elif isinstance(event, Scored):
@@ -161,6 +162,27 @@ class _Pace:
         """Time to the last epoch at the pace so far, validation included."""
         to_do = (started.epochs - event.epoch) * started.steps_per_epoch - event.step
         return duration((time.monotonic() - self.begun) / self.steps * to_do)
+
+
+class _Loss:
+    """Reads losses off a device without making it run out of work.
+
+    To read the loss of the step that CUDA has just been asked for is to wait for it, and then CUDA has nothing to do
+    until the host asks for the next. So what is read is the loss of the step at which one was last asked for, which
+    lies in the host's memory by now.
+    """
+
+    def __init__(self) -> None:
+        self.before: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def read(self, event: Step) -> float:
+        if not event.loss.is_cuda:
+            return float(event.loss)
+        sent = event.loss.to("cpu", non_blocking=True)  # into pinned memory
+        now = sent, torch.cuda.current_stream(event.loss.device).record_event()
+        (loss, arrived), self.before = self.before or now, now
+        arrived.synchronize()
+        return float(loss)
 
 
 def duration(seconds: float) -> str:

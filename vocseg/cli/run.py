@@ -42,19 +42,19 @@ def command(
         raise UsageError("vocseg run takes a RECIPE, or --resume RUN")
     if resume is not None and (overrides or data or seed is not None or plugins or fetch or out):
         raise UsageError("--resume goes on with the run's own recipe; it takes --device, --quiet and --json only")
+    from vocseg.process import prepare_process
+
+    prepare_process()
     read = None
     if recipe is not None:
         from vocseg.recipe.prepare import load_recipe
 
         # The recipe is checked before torch is imported: its errors come at once.
-        read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
+        read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins, to_run=not fetch)
         if fetch:
             from vocseg.cli.data import fetch_for
 
             fetch_for(read)
-    from vocseg.process import prepare_process
-
-    prepare_process()
     from vocseg import run
     from vocseg.cli import reporters
 

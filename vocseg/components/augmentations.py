@@ -231,13 +231,11 @@ def color_jitter(
             return
         bright, steep, vivid = (1 + rng.uniform(-x, x) for x in (brightness, contrast, saturation))
         turn = 2 * np.pi * rng.uniform(-hue, hue)
-        image = sample.image
         chroma = vivid * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         colours = _RGB_FROM_YIQ[:, :1] @ _YIQ_FROM_RGB[:1] + _RGB_FROM_YIQ[:, 1:] @ chroma @ _YIQ_FROM_RGB[1:]
         # Greys stay grey under saturation and hue, so contrast's share of the mean grey is the same in each channel.
-        grey = (1 - steep) * bright * (_YIQ_FROM_RGB[0] @ cv2.mean(image)[:3])
-        matrix = np.column_stack([bright * steep * colours, np.full(3, grey)])
-        sample.image = cv2.transform(image, matrix).astype(np.uint8, copy=False)
+        grey = np.tile(_YIQ_FROM_RGB[:1], (3, 1))
+        sample.recolour(bright * steep * colours, (1 - steep) * bright * grey)
 
     return augment
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +33,31 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class FilePairs(Sequence[tuple[Path, Path]]):
+    """Each image's file and its mask's, as paths that are made when they are asked for.
+
+    A list of paths takes twice the memory, and the longer it grows the longer Python's garbage collector looks at it.
+
+    Args:
+        folder: where all of them are.
+        names: image and mask, as paths from there.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[tuple[str, str]]):
+        self._folder = folder
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Path, Path]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FilePairs": ...
+    def __getitem__(self, index: int | slice) -> "tuple[Path, Path] | FilePairs":
+        if isinstance(index, slice):
+            return FilePairs(self._folder, self._names[index])
+        image, mask = self._names[index]
+        return self._folder / image, self._folder / mask

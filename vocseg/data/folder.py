@@ -18,8 +18,8 @@ from annotated_types import Ge, Interval, Len
 from numpy.typing import NDArray
 
 from vocseg import dataset
-from vocseg.data.dataset import Dataset
-from vocseg.data.images import first_ten, read_lines, read_pair
+from vocseg.data.dataset import Dataset, FilePairs
+from vocseg.data.lists import first_ten, read_lines
 from vocseg.errors import DataError, Problem, UsageError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -64,8 +64,8 @@ def folder(
             "--data DIR or VOCSEG_DATA names the folder that holds it, data.images and data.masks the folder itself"
         )
         raise DataError(*(Problem(str(home), f"no such folder; {remedy}") for home in absent))
-    image_files = _find(root / images, root / masks, _IMAGE_SUFFIXES)
-    mask_files = _find(root / masks, root / images, _MASK_SUFFIXES)
+    image_files, image_twice = _find(root / images, root / masks, _IMAGE_SUFFIXES)
+    mask_files, mask_twice = _find(root / masks, root / images, _MASK_SUFFIXES)
     if splits:
         list_file = root / splits / f"{split}.txt"
         names = _read_list(list_file)
@@ -74,11 +74,11 @@ def folder(
         names = sorted(image_files.keys() | mask_files.keys())
         where = f"in {root}"
     problems = []
-    for kind, found, home, suffixes in (
-        ("image", image_files, root / images, _IMAGE_SUFFIXES),
-        ("mask", mask_files, root / masks, _MASK_SUFFIXES),
+    for kind, found, twice, home, suffixes in (
+        ("image", image_files, image_twice, root / images, _IMAGE_SUFFIXES),
+        ("mask", mask_files, mask_twice, root / masks, _MASK_SUFFIXES),
     ):
-        double = [name for name in names if len(found.get(name, ())) > 1]
+        double = [name for name in names if name in twice]
         if double:
             problems.append(Problem(str(home), f"more than one {kind} is named {first_ten(double)}; keep one of each"))
         unpaired = [name for name in names if name not in found]
@@ -94,7 +94,8 @@ def folder(
         raise DataError(*problems)
     if not splits:
         names = _seeded_split(names, split, val_fraction, split_seed, root)
-    files = [(image_files[name][0], mask_files[name][0]) for name in names]
+    files = FilePairs(Path(), [(image_files[name], mask_files[name]) for name in names])
+    from vocseg.data.images import read_pair  # wanted, with its decoders, once all is found
 
     def read(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return read_pair(*files[index], len(classes))
@@ -102,21 +103,26 @@ def folder(
     return Dataset(classes, tuple(names), read, files)
 
 
-def _find(home: Path, other: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Files below `home` by name: the path from there without suffix, with / on every system.
+def _find(home: Path, other: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, str], set[str]]:
+    """Files below `home` by name: the path from there without suffix, with / on every system; and names given twice.
 
     `other` is left out where it lies inside, so that images may stand in the root itself.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, str] = {}
+    twice = set()
     for parent, subfolders, files in os.walk(home):
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and Path(parent, s) != other]
+        inside = Path(parent).relative_to(home).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
         for file in files:
-            path = Path(parent, file)
-            if path.suffix.lower() in suffixes and not file.startswith("."):
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in suffixes and not file.startswith("."):
                 # macOS may list "é" as two code points where another system has one.
-                name = unicodedata.normalize("NFC", path.relative_to(home).with_suffix("").as_posix())
-                found.setdefault(name, []).append(path)
-    return found
+                name = unicodedata.normalize("NFC", prefix + stem)
+                if name in found:
+                    twice.add(name)
+                found[name] = os.path.join(parent, file)
+    return found, twice
 
 
 def _read_list(path: Path) -> list[str]:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from threading import Lock
 
 import numpy as np
 import torch
@@ -18,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vocseg.data.dataset import Dataset
-from vocseg.data.sample import Sample
+from vocseg.data.render import Views, stack_views
+from vocseg.data.sample import Sample, Unrendered
 from vocseg.errors import Problem, UsageError
 
 Augment = Callable[[Sample, np.random.Generator], None]
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Batch = tuple[Tensor, Tensor] | Views
 
 
 class TrainingBatches:
@@ -37,6 +38,7 @@ class TrainingBatches:
         workers: threads; 0 for one a core.
         rank, size: which of how many equal parts of every batch is read here; the others are other processes'.
         pin: put batches into pinned memory, from which a GPU copies without being waited for.
+        render: compute the images here; else batches are `Views`, to be rendered where they go.
 
     Raises:
         UsageError: a batch cannot be shared equally by the processes.
@@ -55,6 +57,7 @@ class TrainingBatches:
         rank: int = 0,
         size: int = 1,
         pin: bool = False,
+        render: bool = True,
     ):
         self.dataset = dataset
         self.augmentations = tuple(augmentations)
@@ -62,6 +65,7 @@ class TrainingBatches:
         self.fill = fill
         self.workers = workers or max(1, (os.cpu_count() or 1) // size)
         self.pin = pin
+        self.render = render
         self._positions = len(dataset) * repeat
         self.batch_size = min(batch_size, self._positions - self._positions % size)
         if not self.batch_size or self.batch_size % size:
@@ -76,14 +80,14 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self._positions // self.batch_size
 
-    def epoch(self, epoch: int, skip: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def epoch(self, epoch: int, skip: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch, from 0; see `epochs`."""
         return self.epochs(epoch, epoch + 1, skip=skip)
 
     def epochs(
         self, first: int, stop: int, *, skip: int = 0, per_epoch: int | None = None
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """The batches of some epochs: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, on the CPU.
+    ) -> Generator[Batch, None, None]:
+        """The batches of some epochs: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, or `Views`, on the CPU.
 
         One epoch follows the other without a pause: while the last batches of one are trained on, or it is validated,
         the first of the next are read.
@@ -99,7 +103,7 @@ class TrainingBatches:
         """
         coming = self._positions_of(first, stop, skip, len(self) if per_epoch is None else per_epoch)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="vocseg-loader") as pool:
-            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            ahead: deque[Future[Batch]] = deque()
 
             def submit() -> None:
                 batch = next(coming, None)
@@ -133,14 +137,19 @@ class TrainingBatches:
                 yield epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size][self._own]
             skip = 0
 
-    def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair]:
-        return [self.sample(epoch, position) for position in positions]
+    def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair] | list[Unrendered]:
+        if self.render:
+            return [self.sample(epoch, position) for position in positions]
+        return [self._sample(epoch, position).unrendered() for position in positions]
 
     def sample(self, epoch: int, position: int) -> Pair:
         """One augmented sample: image (h, w, 3) uint8 and mask (h, w) uint8."""
-        rng = np.random.default_rng((self.seed, epoch, position))
-        sample = self._augmented(position % len(self.dataset), rng, len(self.augmentations))
+        sample = self._sample(epoch, position)
         return sample.image, sample.mask
+
+    def _sample(self, epoch: int, position: int) -> Sample:
+        rng = np.random.default_rng((self.seed, epoch, position))
+        return self._augmented(position % len(self.dataset), rng, len(self.augmentations))
 
     def _augmented(self, index: int, rng: np.random.Generator, steps: int) -> Sample:
         """An image after the first so many augmentations. Each can draw partners that have been as far as it."""
@@ -153,37 +162,21 @@ class TrainingBatches:
     def _partner(self, steps: int, rng: np.random.Generator) -> Sample:
         return self._augmented(int(rng.integers(len(self.dataset))), rng, steps)
 
-    def _stack(self, parts: Sequence[Future[list[Pair]]]) -> tuple[Tensor, Tensor]:
-        pairs = [pair for part in parts for pair in part.result()]
-        sizes = {mask.shape for _, mask in pairs}
+    def _stack(self, parts: Sequence[Future[list]]) -> Batch:
+        samples = [sample for part in parts for sample in part.result()]
+        *_, masks = zip(*samples, strict=True)
+        sizes = {mask.shape for mask in masks}
         if len(sizes) > 1:
             shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)[:3])
             raise UsageError(
                 Problem("augmentation", f"the samples of one batch differ in size ({shown}); add a 'crop' or 'resize'")
             )
-        images = torch.from_numpy(np.stack([image for image, _ in pairs]))
-        masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
-        return (images.pin_memory(), masks.pin_memory()) if self.pin else (images, masks)
+        if not self.render:
+            return stack_views(samples, self.fill, self.pin)
+        images = [image for image, _ in samples]
+        return self._tensor(images), self._tensor(masks)
 
-
-def cached(dataset: Dataset, limit_bytes: int) -> Dataset:
-    """The same data set, keeping decoded pairs in memory until they take `limit_bytes`."""
-    kept: dict[int, Pair] = {}
-    size = 0
-    lock = Lock()
-
-    def read(index: int) -> Pair:
-        nonlocal size
-        found = kept.get(index)
-        if found is not None:
-            return found
-        pair = dataset.read(index)
-        with lock:
-            if index not in kept and size + pair[0].nbytes + pair[1].nbytes <= limit_bytes:
-                for array in pair:
-                    array.setflags(write=False)
-                kept[index] = pair
-                size += pair[0].nbytes + pair[1].nbytes
-        return pair
-
-    return Dataset(dataset.classes, dataset.names, read, dataset.files, dataset.palette)
+    def _tensor(self, arrays: Sequence[NDArray[np.uint8]]) -> Tensor:
+        stacked = torch.empty(len(arrays), *arrays[0].shape, dtype=torch.uint8, pin_memory=self.pin)
+        np.stack(arrays, out=stacked.numpy())
+        return stacked

@@ -1,8 +1,9 @@
 """One function over all images of a data set, on threads: decoding and hashing release the interpreter."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -13,11 +14,14 @@ Progress = Callable[[int, int], None]
 
 def in_threads(function: Callable[[int], Result], count: int, progress: Progress | None = None) -> Iterator[Result]:
     """function(0) to function(count - 1), in this order. The first exception ends it, and nothing is left running."""
-    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vocseg-reader")
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vocseg-reader")
+    ahead: deque[Future[Result]] = deque()
     try:
-        futures = [pool.submit(function, index) for index in range(count)]
-        for done, future in enumerate(futures, 1):
-            yield future.result()
+        for done in range(1, count + 1):
+            for index in range(done - 1 + len(ahead), min(count, done + 8 * workers)):
+                ahead.append(pool.submit(function, index))
+            yield ahead.popleft().result()
             if progress:
                 progress(done, count)
     finally:

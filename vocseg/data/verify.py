@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vocseg.data.dataset import VOID, Dataset
-from vocseg.data.images import first_ten, read_image, read_mask
+from vocseg.data.images import read_image, read_mask
+from vocseg.data.lists import first_ten
 from vocseg.data.parallel import Progress, in_threads
 from vocseg.errors import DataError, Problem
 

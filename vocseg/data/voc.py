@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vocseg import dataset
-from vocseg.data.dataset import Dataset
-from vocseg.data.images import first_ten, read_lines, read_pair
+from vocseg.data.dataset import Dataset, FilePairs
+from vocseg.data.lists import first_ten, read_lines
 from vocseg.errors import DataError, Problem
 
 VOC_CLASSES = (
@@ -45,7 +45,8 @@ def voc(root: Path, split: str, *, year: Literal[2007, 2008, 2009, 2010, 2011, 2
     """
     folder = _year_folder(Path(root), year)
     pairs = _read_list(folder, split, year)
-    files = [(folder / image, folder / mask) for image, mask in pairs.values()]
+    files = FilePairs(folder, list(pairs.values()))
+    from vocseg.data.images import read_pair  # wanted, with its decoders, once all is found
 
     def read(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return read_pair(*files[index], len(VOC_CLASSES))

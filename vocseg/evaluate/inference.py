@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vocseg.device import Placement
-from vocseg.network import Normalization, outputs
+from vocseg.network import Logits, Normalization, raw_outputs
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,19 @@ class Predictor:
             assert isinstance(mean, Tensor)
             return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
+    def look(self, image: NDArray[np.uint8]) -> Logits:
+        """The same as `logits`, and where that is a single look in one piece, as the network gives it.
+
+        For what is not in need of full-size logits, such as a class map.
+        """
+        size = image.shape[0], image.shape[1]
+        once = self.looks.scales == (1.0,) and not self.looks.flip
+        if not once or (self.looks.window or max(size)) < max(size):
+            return Logits(self.logits(image), size, size)
+        with torch.inference_mode():
+            pixels = self.normalization(self.placement.send(torch.tensor(image)[None]))
+            return self._raw(self.placement.lay_out(pixels))
+
     def _every_look(self, pixels: Tensor) -> Iterator[Tensor]:
         """Logits of the image's own size for each scale, as it is and mirrored."""
         height, width = pixels.shape[-2:]
@@ -95,8 +108,11 @@ class Predictor:
         return total.div_(visits)
 
     def _once(self, images: Tensor) -> Tensor:
+        return self._raw(images).full()
+
+    def _raw(self, images: Tensor) -> Logits:
         with self.placement.autocast():
-            return outputs(self.network, images, self.stride)["out"]
+            return raw_outputs(self.network, images, self.stride)["out"]
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:

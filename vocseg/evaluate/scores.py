@@ -6,11 +6,15 @@ over the classes whose union is not empty.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
+Counts = NDArray[np.integer[Any]]
+
+BY_COUNTS = 10_000  # images; from here on, drawing each is faster than drawing how often each comes up
+DRAWN = 2_000_000  # images that are redrawn at a time, over all draws
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Scores:
     iou: NDArray[np.float64]
 
 
-def iou_of(counts: Counts) -> NDArray[np.float64]:
+def iou_of(counts: Counts | NDArray[np.float64]) -> NDArray[np.float64]:
     """IoU by class from (…, r, c) marginals, whose first rows are pixels hit, true and predicted; NaN without any."""
     hits, truth, predicted = (counts[..., i, :].astype(np.float64) for i in range(3))
     union = truth + predicted - hits
@@ -59,22 +63,36 @@ def bootstrap_interval(
     Returns:
         Lower and upper bound; both NaN without images.
     """
-    per_image = per_image[:, :3]  # nothing else is part of an IoU
     n = len(per_image)
     if n == 0:
         return float("nan"), float("nan")
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    drawn = (weights @ per_image.reshape(n, -1)).reshape(draws, *per_image.shape[1:])
-    iou = iou_of(drawn)
+    # Nothing else is part of an IoU. Products of float64 are those of whole numbers up to 2^53, and 60 times as fast.
+    marginals = per_image[:, :3].reshape(n, -1).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, DRAWN // n)
+    drawn = [
+        _redrawn(n, rng, min(at_once, draws - first)).astype(np.float64) @ marginals
+        for first in range(0, draws, at_once)
+    ]
+    iou = iou_of(np.concatenate(drawn).reshape(draws, 3, -1))
     present = ~np.isnan(iou)
     miou = np.where(present, iou, 0).sum(1) / np.maximum(present.sum(1), 1)
     low, high = np.quantile(miou, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
+def _redrawn(n: int, rng: np.random.Generator, draws: int) -> Counts:
+    """How often each of n images comes up in n draws with replacement, (draws, n)."""
+    if n <= BY_COUNTS:
+        return rng.multinomial(n, np.full(n, 1 / n), size=draws)
+    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(draws)])
+
+
 def image_miou(per_image: Counts) -> NDArray[np.float64]:
     """The mIoU of each image by itself, (n,), from (n, r, c) marginals; for ranking images, not for reporting."""
-    return np.array([_mean(iou) for iou in iou_of(per_image)])
+    iou = iou_of(per_image)
+    present = (~np.isnan(iou)).sum(1)
+    return np.divide(np.nansum(iou, 1), present, out=np.full(len(iou), np.nan), where=present > 0)
 
 
 def null_models(matrix: Counts, classes: Sequence[str]) -> dict[str, int]:

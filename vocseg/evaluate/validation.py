@@ -25,12 +25,12 @@ class Evaluation:
     Attributes:
         loss: mean over images.
         matrix: (c, c) int64 over all images; rows truth, columns prediction; without void.
-        per_image: (n, 4, c) int64, in the order of the data set: pixels hit, true and predicted, all without void, and
+        per_image: (n, 4, c) int32, in the order of the data set: pixels hit, true and predicted, all without void, and
             those predicted on void.
     """
 
     loss: float
-    matrix: Counts
+    matrix: NDArray[np.int64]
     per_image: Counts
 
 
@@ -59,33 +59,49 @@ def evaluate(
     predictor.network.eval()
     classes, images = len(dataset.classes), len(dataset)
     own = range(world.rank, images, world.size)
-    total = torch.zeros(classes + 1, classes, dtype=torch.int64, device=predictor.placement.device)
-    counted, losses = [], []
-    pairs = _read_ahead(dataset, own)
+    device = predictor.placement.device
+    counting = torch.device("cpu") if device.type == "mps" else device  # which is where count_pixels counts
+    total = torch.zeros(classes + 1, classes, dtype=torch.int64, device=counting)
+    counted = torch.zeros(len(own), 4, classes, dtype=torch.int32, device=counting)
+    losses = torch.zeros(len(own), device=device)
+    pairs = enumerate(_read_ahead(dataset, own))
     for first in range(0, images, world.size):  # every process yields equally often, to be asked to stop together
-        for image, mask in islice(pairs, 1):  # none, where images are fewer than processes in the last round
-            logits = predictor.logits(image)
-            if logits.shape[1] != classes:
-                raise UsageError(
-                    f"the network gives {logits.shape[1]} classes, and the data has {classes}; "
-                    "its architecture should use num_classes"
-                )
-            truth = predictor.placement.send(torch.tensor(mask))
-            with torch.inference_mode():
-                counts = count_pixels(truth, class_map(logits)[0], classes)
-                total += counts
-                counted.append(marginals(counts))
-                losses.append(loss(logits, truth[None].long()).float())
+        for at, (image, mask) in islice(pairs, 1):  # none, where images are fewer than processes in the last round
+            counts, losses[at] = _score(predictor, image, mask, classes, loss)
+            total += counts
+            counted[at] = marginals(counts)
         yield Scored(min(first + world.size, images), images)
-    per_image, loss_by_image = np.zeros((images, 4, classes), np.int64), np.zeros(images)
-    if counted:
-        per_image[own.start :: own.step] = torch.stack(counted).cpu().numpy()
-        loss_by_image[own.start :: own.step] = torch.stack(losses).cpu().numpy()
+    per_image, loss_by_image = np.zeros((images, 4, classes), np.int32), np.zeros(images)
+    per_image[own.start :: own.step] = counted.cpu().numpy()
+    loss_by_image[own.start :: own.step] = losses.cpu().numpy()
     return Evaluation(
         loss=float(world.total(loss_by_image).mean()),
         matrix=world.total(total[:-1].cpu().numpy()),
         per_image=world.total(per_image),
     )
+
+
+def _score(
+    predictor: Predictor,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The (c + 1, c) counts of one image, and its loss; nothing of it is waited for."""
+    seen = predictor.look(image)
+    if seen.raw.shape[1] != classes:
+        raise UsageError(
+            f"the network gives {seen.raw.shape[1]} classes, and the data has {classes}; "
+            "its architecture should use num_classes"
+        )
+    truth = predictor.placement.send(torch.tensor(mask))
+    with torch.inference_mode():
+        logits = seen.full()
+        # The class map enlarges faster by itself on CPUs; an accelerator had better not do so twice.
+        prediction = class_map(*seen) if truth.device.type == "cpu" else class_map(logits)
+        counts = count_pixels(truth, prediction[0], classes)
+        return counts, loss(logits, truth[None].long())
 
 
 def _read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:

@@ -46,7 +46,12 @@ def _either(words: list[str]) -> str:
 
 
 def _bounded(words: str, marks: tuple[Any, ...]) -> str:
-    """A type in words with the bounds of its `Annotated`; pydantic's `Field` keeps them in a list of its own."""
+    """A type in words with the bounds of its `Annotated`; pydantic's `Field` keeps them in a list of its own.
+
+    A field with a title is called that.
+    """
+    titles = [mark.title for mark in marks if getattr(mark, "title", None)]
+    words = titles[0] if titles else words
     names = ("ge", "gt", "le", "lt", "min_length", "max_length", "multiple_of")
     flat = [inner for mark in marks for inner in (getattr(mark, "metadata", None) or [mark])]
     found = {n: getattr(mark, n) for mark in flat for n in names if getattr(mark, n, None) is not None}

@@ -5,7 +5,7 @@ All problems are collected before any is raised. Nothing here imports torch or r
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from vocseg.errors import Problem, UsageError, did_you_mean, nearest, shown_path
+from vocseg.errors import Problem, UsageError, VocsegError, did_you_mean, nearest, shown_path
 from vocseg.plugins import bundled
 from vocseg.recipe.describe import choices, describe_type
 from vocseg.recipe.schema import (
@@ -65,6 +65,30 @@ class Part(Generic[Settings]):
     @property
     def name(self) -> str:
         return self.component.name
+
+    def build(self, available: dict[str, Any]) -> Any:
+        """Builds the component; what goes wrong inside a plugin names its file.
+
+        Raises:
+            UsageError: the component's function raised.
+        """
+        try:
+            return self.component.build(available, self.params)
+        except VocsegError:
+            raise
+        except Exception as error:
+            given = ", ".join(f"{k} = {v!r}" for k, v in self.params.items())
+            raise UsageError(
+                Problem(
+                    self.component.source,
+                    f"{self.component.kind} '{self.name}' cannot be built with {given or 'no parameters'}: "
+                    f"{type(error).__name__}: {error}",
+                )
+            ) from error
+
+
+Trial = Callable[[Mapping[str, "list[Part[Any]]"]], Iterable[VocsegError]]
+"""Tries the parts of a recipe, by table, and gives what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +157,30 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(
-    path: Path, registry: Registry, overrides: Sequence[str] = (), *, look_for_weights: bool = False
+    path: Path,
+    registry: Registry,
+    overrides: Sequence[str] = (),
+    *,
+    look_for_weights: bool = False,
+    trial: Trial | None = None,
 ) -> Recipe:
     """Reads and checks a recipe file.
 
     Args:
         overrides: `key=TOML`, as the flag `--set` takes them.
         look_for_weights: whether a file named by `model.weights` must be there.
+        trial: a further check of the parts that are right in themselves.
 
     Raises:
-        UsageError: with one problem for each thing wrong, ordered by line.
+        UsageError: with one problem for each thing wrong, ordered by line; then those of the trial.
+        VocsegError: that of the trial, if nothing else is wrong.
     """
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
-    return _Reading(path, text, registry).read(overrides, look_for_weights)
+    return _Reading(path, text, registry).read(overrides, look_for_weights, trial)
 
 
 class _Reading:
@@ -165,7 +196,7 @@ class _Reading:
         self.foreign: list[Key] = []
         self.problems: list[tuple[tuple[int, int], Problem]] = []  # first those of flags in their order, then by line
 
-    def read(self, overrides: Sequence[str], look_for_weights: bool) -> Recipe:
+    def read(self, overrides: Sequence[str], look_for_weights: bool, trial: Trial | None) -> Recipe:
         for i, override in enumerate(overrides):
             try:
                 self.flags[apply_override(self.given, override)] = (i, flag(override))
@@ -190,8 +221,11 @@ class _Reading:
             self.problem(("evaluate", "overlap"), "has no effect without evaluate.window; leave it out")
         if look_for_weights and parts["model"]:
             self.look_for(parts["model"][0].settings.weights)
-        if self.problems:
-            raise UsageError(*(problem for _, problem in sorted(self.problems, key=lambda item: item[0])))
+        failed = [*trial(parts)] if trial else []
+        if self.problems or failed:
+            wrong = [problem for _, problem in sorted(self.problems, key=lambda item: item[0])]
+            kind = type(failed[0]) if not wrong and len({*map(type, failed)}) == 1 else UsageError
+            raise kind(*dict.fromkeys([*wrong, *(problem for error in failed for problem in error.problems)]))
         assert top is not None
         assert train is not None
         assert evaluate is not None

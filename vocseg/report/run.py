@@ -49,5 +49,5 @@ def choose_examples(predictor: Predictor, dataset: Dataset, evaluation: Evaluati
     for group, indices in groups.items():
         for index in indices:
             image, truth = dataset.read(index)
-            prediction = class_map(predictor.logits(image))[0].cpu().numpy()
+            prediction = class_map(*predictor.look(image))[0].cpu().numpy()
             yield Example(group, dataset.names[index], image, truth, prediction, float(miou[index]))

@@ -32,14 +32,17 @@ class StateSaver:
         self._thread = thread
         self._writing: Future[None] | None = None
 
-    def save(self, state: dict[str, Any], step: int) -> None:
+    def save(self, state: dict[str, Any], step: int, *, if_finite: Tensor | None = None) -> None:
         """Returns once the state is copied, and may be changed.
+
+        Args:
+            if_finite: else nothing is written; a GPU is not waited for to see it.
 
         Raises:
             EnvironmentFault: the state before this one could not be written.
         """
         self.wait()
-        copied = _copied(state)
+        copied, condition = _copied((state, if_finite))
         # Copies from a GPU are under way still, and done when all is that was asked of it before this.
         arrived = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if arrived is not None:
@@ -48,7 +51,8 @@ class StateSaver:
         def write() -> None:
             if arrived is not None:
                 arrived.synchronize()
-            save_state(self._folder, copied, step)
+            if condition is None or condition.isfinite().all():
+                save_state(self._folder, copied, step)
 
         self._writing = self._thread.submit(write)
 

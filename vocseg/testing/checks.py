@@ -309,12 +309,12 @@ def _output(trial: Trial) -> Finding:
     shape = tuple(logits.shape)
     if shape[0] != 2:
         return fail(f"2 images give logits for {shape[0]}", "return (b, num_classes, h, w)")
-    if shape[2:] != trial.size:
+    if not Attempt(trial.size, trial.sides.unit, shape[2:]).good:
         found = f"images of {shown(trial.size)} give logits of {shown(shape[2:])}"
-        return fail(found, "upsample the logits to the image's size at the end of forward")
+        return fail(found, "return them at the images' size, or at the same whole fraction of height and width")
     if logits.dtype != torch.float32:
         return fail(f"logits are {logits.dtype} for float32 images", "return float32 logits")
-    return passed(f"float32 logits {shape}")
+    return passed(f"float32 logits {shape} for images of {shown(trial.size)}")
 
 
 @check("auxiliary", "forward", "output")
@@ -377,11 +377,11 @@ def _stride(trial: Trial) -> Finding:
     return fail(f"the stride is {stated}, but {told(sides.first, trial)}", remedy, sides.first.error)
 
 
-@check("sizes", "output", remedy="return logits of the size of the images that forward is given")
+@check("sizes", "output", remedy="take height and width from the images that forward is given")
 def _sizes(trial: Trial) -> Finding:
     side, unit = trial.sides.side, trial.sides.unit
     for height, width in ((side, 2 * side), (3 * side, side)):
-        attempt = trial.attempt(height, width)
+        attempt = trial.attempt(height, width, unit)
         if not attempt.good:
             remedy = "take height and width from the images; they are not square"
             return fail(told(attempt, trial), remedy, attempt.error)

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from vocseg.errors import VocsegError, shown_path
-from vocseg.network import backbone_of, count_parameters, set_training, stride_of
+from vocseg.network import backbone_of, count_parameters, enlargement, set_training, stride_of
 from vocseg.testing.subject import Subject
 
 CLASSES = 21
@@ -72,15 +72,22 @@ class Built:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of running a network on one image of a size: the size of its logits, or why there are none."""
+    """What came of running a network on one image of a size: the size of its logits, or why there are none.
+
+    Attributes:
+        unit: what the sides of images are taken to be a multiple of.
+    """
 
     size: Size
+    unit: int
     logits: Size = ()
     error: Exception | None = None
 
     @property
     def good(self) -> bool:
-        return self.logits == self.size
+        """Whether the logits are as large as the image, or a whole fraction of that at any multiple of the unit."""
+        factor = enlargement(self.logits, self.size) if self.logits else 0
+        return factor > 0 and self.unit % factor == 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Sides:
         claimed: the stride the module gives, or the default.
         first: the attempt on the smallest odd multiple of it that is not below `SMALL`.
         unit: what sides have to be a multiple of, as far as it was found out.
-        side: a side that works; where none gives logits of the image's size, one that gives any.
+        side: a side that works; where none gives logits of a size that can be used, one that gives any.
     """
 
     claimed: int
@@ -177,16 +184,19 @@ class Trial:
         """The network to ask for shapes. Running without numbers has its own cost, which only large ones outweigh."""
         return self.hollow if count_parameters(self.network) > LARGE else self.network
 
-    def attempt(self, height: int, width: int) -> Attempt:
-        """Runs one image of that size. What fails without numbers is tried with them, before it counts as a failure."""
+    def attempt(self, height: int, width: int, unit: int) -> Attempt:
+        """Runs one image of that size, a multiple of `unit`.
+
+        What fails without numbers is tried with them, before it counts as a failure.
+        """
         networks = [self.probe] if self.probe is self.network else [self.probe, self.network]
         for network in networks:
             try:
                 logits = logits_of(self.shapes(network, height, width))
-                return Attempt((height, width), logits=(logits.shape[-2], logits.shape[-1]))
+                return Attempt((height, width), unit, logits=(logits.shape[-2], logits.shape[-1]))
             except Exception as error:
                 failure = error
-        return Attempt((height, width), error=failure)
+        return Attempt((height, width), unit, error=failure)
 
     def shapes(self, network: nn.Module, height: int, width: int, batch: int = 2) -> dict[str, Tensor]:
         """The outputs of empty images, in eval mode."""
@@ -201,16 +211,18 @@ class Trial:
             Exception: what the network raised first, where it runs at no size.
         """
         claimed = self.claimed_stride
-        first = self.attempt(*[odd_multiple(claimed, SMALL)] * 2)
+        side = odd_multiple(claimed, SMALL)
+        first = self.attempt(side, side, claimed)
         if first.good:
             return Sides(claimed, first, claimed, first.size[0])
         ran = [first] if first.error is None else []
         candidates = [(claimed, odd_multiple(claimed, 3 * SMALL))]
-        candidates += [(k * claimed, odd_multiple(k * claimed, SMALL)) for k in range(2, 9)]
+        # 8 comes early: at a side of 35, logits at 1/8 rounded up pass for 1/7.
+        candidates += [(k * claimed, odd_multiple(k * claimed, SMALL)) for k in (2, 3, 4, 8, 5, 6, 7)]
         candidates += [(k * claimed, k * claimed) for k in (16, 32)]
         for unit, side in candidates:
             if side <= LARGEST:
-                attempt = self.attempt(side, side)
+                attempt = self.attempt(side, side, unit)
                 if attempt.good:
                     return Sides(claimed, first, unit, side)
                 ran += [attempt] if attempt.error is None else []
@@ -231,7 +243,7 @@ class Trial:
     def size(self) -> Size:
         """Height and width of the images that need numbers: as small as can be, and not square if that works."""
         side = self.sides.side
-        wide = self.attempt(side, 2 * side)
+        wide = self.attempt(side, 2 * side, self.sides.unit)
         return (side, 2 * side) if wide.error is None else (side, side)
 
     def fitting(self, side: int) -> int:

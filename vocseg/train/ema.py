@@ -29,5 +29,6 @@ class Ema:
         averages, values = self.network.state_dict(), network.state_dict()
         floating = [name for name, value in values.items() if value.is_floating_point()]
         torch._foreach_lerp_([averages[n] for n in floating], [values[n] for n in floating], 1 - decay)
-        for name in values.keys() - set(floating):  # batch norm's step counters
-            averages[name].copy_(values[name])
+        counters = [name for name, value in values.items() if not value.is_floating_point()]  # batch norm's, of steps
+        if counters:
+            torch._foreach_copy_([averages[n] for n in counters], [values[n] for n in counters])

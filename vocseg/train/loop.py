@@ -22,6 +22,7 @@ from vocseg.evaluate.scores import scores
 from vocseg.evaluate.validation import Evaluation, Scored
 from vocseg.network import AUXILIARY_WEIGHT, Normalization, outputs, set_training
 from vocseg.train.ema import Ema
+from vocseg.train.feed import on_device
 
 
 @dataclass
@@ -176,7 +177,7 @@ def train(
     per_epoch = training.steps_per_epoch * training.batches_per_step
     skip = training.step * training.batches_per_step
     with closing(training.batches.epochs(training.epoch, training.epochs, skip=skip, per_epoch=per_epoch)) as batches:
-        yield from _epochs(training, validate, batches)
+        yield from _epochs(training, validate, on_device(batches, training.placement))
 
 
 def _epochs(
@@ -210,6 +211,7 @@ def _epochs(
             yield Step(t.epoch, t.step, loss, t.base_lrs[0] * factor, seen)
             clock = time.perf_counter()
         train_loss = float(t.world.every(t.loss_sum).mean()) / max(t.step, 1)
+        t.seconds_training += time.perf_counter() - clock  # the wait for steps that the device has yet to do
         if train_loss != train_loss or train_loss in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"epoch {t.epoch + 1}: the training loss is {train_loss}; lower optimizer.lr, set train.clip, "
@@ -243,10 +245,12 @@ def _optimizer_step(
     total, seen = torch.zeros((), device=t.placement.device), 0
     parts = t.batches_per_step
     for part in range(parts):
-        pixels, labels = (t.placement.send(tensor) for tensor in next(batches))
+        pixels, labels = next(batches)
         target = labels.long()
         images = t.placement.lay_out(t.normalization(pixels))
-        with nullcontext() if part == parts - 1 else t.world.without_exchange(network):
+        exchange = nullcontext() if part == parts - 1 else t.world.without_exchange(network)
+        # The images of a batch are of one size, and so are batches then; of single images each may be of another.
+        with exchange, t.placement.kernels_tried(len(pixels) > 1):
             with t.placement.autocast():
                 named = outputs(forward, images, t.stride)
             loss = combined_loss(t.loss, named, target)

@@ -54,7 +54,7 @@ class _Synchronised(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         # Without a momentum the running statistics are the mean over all batches.
-        new = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        new = self.num_batches_tracked.to(mean.dtype).reciprocal() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, new)
         self.running_var.lerp_(variance, new)
 
