@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -63,8 +64,17 @@ def entries(home: Path) -> list[Path]:
 
 
 def crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many processes share the machine that no image has room in the memory of one."""
+    """So many processes share the machine that no image has room in the memory of one; half of its disk is free."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**12))
+    monkeypatch.setattr(
+        "vocseg.data.cache.shutil.disk_usage", lambda _: Disk(total=10**12, used=5 * 10**11, free=5 * 10**11)
+    )
+
+
+class Disk(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
@@ -141,6 +151,7 @@ def test_a_damaged_entry_is_made_anew(damage, files, tmp_path):
 READ_ALL = """
 import hashlib, sys
 from pathlib import Path
+from typing import NamedTuple
 from vocseg.data.cache import cached
 from vocseg.data.dataset import Dataset
 from vocseg.data.images import read_pair

@@ -21,6 +21,7 @@ def test_pixels_are_counted_by_truth_and_prediction_and_void_by_itself():
 
 
 @given(st.data(), st.integers(1, 255))
+@settings(deadline=None)
 def test_counts_equal_a_plain_loop_over_pixels(data, classes):
     labels = st.one_of(st.integers(0, classes - 1), st.just(255))
     truth = data.draw(arrays(np.uint8, (3, 4), elements=labels))

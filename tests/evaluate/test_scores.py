@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -59,6 +59,7 @@ def test_voc_background_scores_its_share_over_21_classes():
 
 
 @given(arrays(np.int64, (6, 4, 4), elements=st.integers(0, 50)))
+@settings(deadline=None)
 def test_the_interval_lies_around_what_resampled_images_score(matrices):
     per_image = np.stack([marginals(m) for m in matrices])
     low, high = bootstrap_interval(per_image, draws=200)

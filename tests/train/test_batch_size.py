@@ -16,8 +16,6 @@ from vocseg.run import Finished, Started, start
 from vocseg.runs.checkpoint import load_tensors
 from vocseg.train.batch_size import Trial, most_images
 
-CPU = torch.device("cpu")
-
 
 @pytest.mark.parametrize(
     ("positions", "accumulate", "processes", "device", "most"),
@@ -36,11 +34,11 @@ def test_an_epoch_keeps_eight_steps_of_two_images_or_more_and_a_cpu_takes_at_mos
     assert most_images(positions, accumulate, processes, torch.device(device))[0] == most
 
 
-def trial(network: nn.Module, side: int = 16, device: torch.device = CPU, **more: Any) -> Trial:
+def trial(network: nn.Module, side: int = 16, **more: Any) -> Trial:
     def sgd(module: nn.Module, backbone: nn.Module | None) -> torch.optim.Optimizer:
         return torch.optim.SGD(module.parameters(), lr=0.1)
 
-    placement = Placement(device, "fp32")
+    placement = Placement(torch.device("cpu"), "fp32")
     given: dict[str, Any] = {
         "backbone": None,
         "loss": lambda logits, target: logits.mean(),
@@ -48,7 +46,7 @@ def trial(network: nn.Module, side: int = 16, device: torch.device = CPU, **more
         "optimizer": sgd,
         "placement": placement,
         "stride": 1,
-        "normalization": Normalization(torch.zeros(3), torch.ones(3)).to(device),
+        "normalization": Normalization(torch.zeros(3), torch.ones(3)),
     }
     return Trial(placement.place(network), **given | more)
 
@@ -119,24 +117,6 @@ def test_the_search_changes_nothing() -> None:
     assert not network.training
     assert all(p.grad is None for p in network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_cuda_what_memory_runs_out_with_is_halved_until_it_fits() -> None:
-    device = torch.device("cuda")
-    total = torch.cuda.mem_get_info(device)[1]
-    # Two maps of 64 floats at 512 x 512 places, 134 MB an image, and as much as one of them for gradients.
-    network = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 2, 1))
-    one = trial(network, 512, device)
-    torch.cuda.set_per_process_memory_fraction((1 << 30) / total)
-    try:
-        size, why = one.largest(64, "why", 0)
-        assert size in (2, 4)
-        assert why.startswith("largest that fits")
-        assert one._taken(size) > 0
-        assert one._taken(4 * size) == 0
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 RECIPE = """
