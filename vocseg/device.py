@@ -9,6 +9,8 @@ import torch
 
 from vocseg.errors import EnvironmentFault, UsageError
 
+_NOTHING = contextlib.nullcontext()
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -19,26 +21,22 @@ class Placement:
     channels_last: bool = True
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        if self.precision != "bf16":
+            return _NOTHING
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def for_inference(self) -> "Placement":
         return replace(self, precision="bf16") if self.precision == "fp32+bf16" else self
 
-    @contextlib.contextmanager
-    def kernels_tried(self, wanted: bool) -> Iterator[None]:
+    def kernels_tried(self, wanted: bool) -> contextlib.AbstractContextManager:
         """CUDA's convolutions are tried in several ways at each new size, and the fastest is kept.
 
         That is for many images of one size. It may choose otherwise in the next run, with sums that are rounded in
         another order: who asks torch for deterministic algorithms does not get it.
         """
         if not wanted or self.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
-            yield
-            return
-        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.benchmark = before
+            return _NOTHING
+        return _trying_kernels()
 
     def place(self, network: torch.nn.Module) -> torch.nn.Module:
         """Moves a network to the device, in the memory format."""
@@ -68,6 +66,15 @@ class Placement:
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{name}, {self.precision}"
+
+
+@contextlib.contextmanager
+def _trying_kernels() -> Iterator[None]:
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def choose_device(name: str) -> torch.device:

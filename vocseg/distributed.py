@@ -23,6 +23,9 @@ from vocseg.errors import EnvironmentFault, Problem
 _PATIENCE = timedelta(minutes=30)  # for the others: as long as the longest that one does alone, such as a download
 
 
+_NOTHING = nullcontext()
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that train together.
@@ -48,9 +51,9 @@ class World:
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
-    def without_exchange(self, network: nn.Module) -> AbstractContextManager:
+    def without_exchange(self, network: nn.Module, wanted: bool = True) -> AbstractContextManager:
         """Backward passes inside keep their gradients to themselves, to be exchanged with those of a later one."""
-        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+        return network.no_sync() if wanted and isinstance(network, DistributedDataParallel) else _NOTHING
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over all processes."""

@@ -36,7 +36,7 @@ class Logits(NamedTuple):
         height, width = self.size
         small = self.raw.shape[-2], self.raw.shape[-1]
         if small == self.padded:
-            return self.raw[..., :height, :width].float()
+            return (self.raw if small == self.size else self.raw[..., :height, :width]).float()
         if factor := enlargement(small, self.padded):
             # F.interpolate with its second half left out: no pixel of the padding is computed, or copied by a loss.
             scale = float(factor)
@@ -60,7 +60,8 @@ def raw_outputs(network: Callable[[Tensor], Any], images: Tensor, stride: int) -
         ValueError: the network gives no logits, or `out` is neither of the padded images' size nor a whole fraction.
     """
     height, width = images.shape[-2:]
-    padded = F.pad(images, (0, -width % stride, 0, -height % stride))
+    right, below = -width % stride, -height % stride
+    padded = F.pad(images, (0, right, 0, below)) if right or below else images
     size = padded.shape[-2], padded.shape[-1]
     raw = network(padded)
     named = dict(raw) if isinstance(raw, Mapping) else {"out": raw}

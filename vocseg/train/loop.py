@@ -7,7 +7,7 @@ over its share of every batch, and all of them make the same steps.
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,8 +192,9 @@ def _epochs(
             forward: Callable[[Tensor], Any] = torch.compile(network) if t.compile else network
         images_before, seconds_before = t.images, t.seconds_training
         clock = time.perf_counter()
-        while t.step < t.steps_per_epoch and not t.out_of_time:
-            global_step = t.epoch * t.steps_per_epoch + t.step
+        steps = t.steps_per_epoch
+        while t.step < steps and not t.out_of_time:
+            global_step = t.epoch * steps + t.step
             factor = t.schedule(global_step)
             for group, base in zip(t.optimizer.param_groups, t.base_lrs, strict=True):
                 group["lr"] = base * factor
@@ -242,22 +243,23 @@ def _optimizer_step(
     t: Training, network: nn.Module, forward: Callable[[Tensor], Any], batches: Iterator
 ) -> tuple[Tensor, int]:
     """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
-    total, seen = torch.zeros((), device=t.placement.device), 0
+    total: Tensor | None = None
+    seen = 0
     parts = t.batches_per_step
     for part in range(parts):
         pixels, labels = next(batches)
         target = labels.long()
         images = t.placement.lay_out(t.normalization(pixels))
-        exchange = nullcontext() if part == parts - 1 else t.world.without_exchange(network)
+        last = part == parts - 1
         # The images of a batch are of one size, and so are batches then; of single images each may be of another.
-        with exchange, t.placement.kernels_tried(len(pixels) > 1):
+        with t.world.without_exchange(network, not last), t.placement.kernels_tried(len(pixels) > 1):
             with t.placement.autocast():
                 named = outputs(forward, images, t.stride)
             loss = combined_loss(t.loss, named, target)
             if parts > 1:
                 loss = loss / parts
             loss.backward()
-        total += loss.detach()
+        total = loss.detach() if total is None else total + loss.detach()
         seen += len(pixels) * t.world.size
     if t.clip is not None:
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
@@ -265,4 +267,5 @@ def _optimizer_step(
     t.optimizer.zero_grad(set_to_none=True)
     if t.ema is not None:
         t.ema.update(t.network)
+    assert total is not None
     return total, seen
