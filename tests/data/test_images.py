@@ -146,7 +146,9 @@ def test_a_palette_mask_gives_indices_and_not_colours(tmp_path):
 
 
 @pytest.mark.parametrize("colour_type", [0, 3])
-@pytest.mark.parametrize("damage", [None, "checksum", "short", "long", "end", "critical chunk", "interlaced", "filter"])
+@pytest.mark.parametrize(
+    "damage", [None, "checksum", "stream", "short", "long", "end", "critical chunk", "interlaced", "filter"]
+)
 def test_a_mask_of_plain_rows_is_read_as_the_decoder_reads_it(tmp_path, colour_type, damage):
     rows = [bytes(row) for row in IDS]
     path = png(
@@ -156,7 +158,9 @@ def test_a_mask_of_plain_rows_is_read_as_the_decoder_reads_it(tmp_path, colour_t
     if colour_type == 3:
         data[33:33] = chunk(b"PLTE", bytes(range(63)))
     if damage == "checksum":
-        data[-17] ^= 1  # of IDAT; 12 bytes of IEND follow its four
+        data[-13] ^= 1  # of IDAT; 12 bytes of IEND follow its four
+    if damage == "stream":
+        data[-17] ^= 1  # the last byte of what is compressed
     if damage == "end":
         del data[-12:]
     if damage == "critical chunk":
@@ -178,7 +182,7 @@ def test_a_mask_of_plain_rows_is_read_as_the_decoder_reads_it(tmp_path, colour_t
     # What PIL itself makes of the file.
     expected = outcome(lambda: np.array(Image.open(path)))
     assert outcome(lambda: read_mask(path)) == expected
-    assert (expected == IDS.tolist()) == (damage in (None, "long", "filter", "end", "critical chunk"))
+    assert (expected == IDS.tolist()) == (damage in (None, "checksum", "long", "filter", "end", "critical chunk"))
 
 
 def test_a_mask_of_plain_rows_is_held_to_the_limit_of_pixels(tmp_path):

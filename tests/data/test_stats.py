@@ -1,4 +1,5 @@
 import json
+import os
 import time
 
 import numpy as np
@@ -145,3 +146,11 @@ def test_a_picture_of_an_unknown_format_is_refused_before_anything_is_read(tmp_p
         CliRunner().invoke(
             command, ["stats", "no such recipe", "--out", str(tmp_path / "stats.gif")], catch_exceptions=False
         )
+
+
+def test_threads_are_only_a_few_images_ahead_of_who_asks():
+    begun = []
+    results = in_threads(lambda index: begun.append(index) or index, 10_000)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert len(begun) <= 3 + 8 * (os.cpu_count() or 1)
