@@ -61,7 +61,7 @@ import sys
 import numpy as np, timm, torch
 from torch import nn
 from vocseg.device import Placement
-from vocseg.distributed import join
+from vocseg.distributed import end_process, join
 from vocseg.evaluate.inference import Predictor
 from vocseg.evaluate.validation import evaluate
 from vocseg.network import choose_normalization
@@ -104,6 +104,7 @@ with join(torch.device("cpu")) as world:
     images, weights, state = normed(batch, world)
     found = {"evaluation": vars(evaluation), "images": images, "weights": weights, "state": state}
     torch.save(found, f"{sys.argv[1]}-{world.size}-{world.rank}.pt")
+end_process()
 """
 
 

@@ -4,8 +4,10 @@
 one, in which every exchange gives back what it got. All processes have to make the same exchanges in the same order.
 """
 
+import gc
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -136,7 +138,19 @@ def join(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size)
     finally:
+        gc.collect()  # what trained in parallel is in cycles, and holds on to the group
         dist.destroy_process_group()
+
+
+def end_process() -> None:
+    """Ends a process of `torchrun` that is done; any other goes on.
+
+    It is not taken apart: now and then that finds one of the group's threads at work, and aborts.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def launched() -> str:

@@ -57,9 +57,11 @@ def command(
             fetch_for(read)
     from vocseg import run
     from vocseg.cli import reporters
+    from vocseg.distributed import end_process
 
     reporter = reporters.choose(quiet=quiet, as_json=as_json)
     if read is not None:
         reporter.follow(run.start(read, out=out or Path("runs"), device=device))
     elif resume is not None:
         reporter.follow(run.resume(resume, device=device))
+    end_process()
