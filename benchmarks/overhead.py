@@ -26,7 +26,7 @@ import tempfile
 import termios
 import time
 import warnings
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -222,46 +222,17 @@ def vocseg_with(reporter: Plain | Live, setting: Setting) -> Batches:
     return batches
 
 
-class Smoothed:
-    """A series of which the torchvision references' logger shows the median of the last 20 and the mean of all."""
-
-    def __init__(self, window: int = 20, form: str = "{median:.4f} ({mean:.4f})"):
-        self.last: deque[float] = deque(maxlen=window)
-        self.total, self.count, self.form = 0.0, 0, form
-
-    def update(self, value: float) -> None:
-        self.last.append(value)
-        self.total += value
-        self.count += 1
-
-    def __str__(self) -> str:
-        last = torch.tensor(list(self.last))
-        return self.form.format(median=last.median().item(), mean=self.total / self.count, value=self.last[-1])
-
-
 def torchvision_references() -> Callable[[Setting], Batches]:
     """The loop of torchvision's references/segmentation/train.py, which is no package: what it does at each step."""
 
-    def logged(batches: Batches, meters: dict[str, Smoothed]) -> Iterator[Any]:
-        step_time, data_time = Smoothed(form="{mean:.4f}"), Smoothed(form="{mean:.4f}")
-        end = time.time()
-        for step, batch in enumerate(batches):
-            data_time.update(time.time() - end)
-            yield batch
-            step_time.update(time.time() - end)
-            if step % 10 == 0:
-                left = step_time.total / step_time.count * (len(batches) - step)
-                shown = "  ".join(f"{name}: {meter}" for name, meter in meters.items())
-                head = f"Epoch: [0]  [{step:4d}/{len(batches)}]  eta: {int(left)}"
-                print(f"{head}  {shown}  time: {step_time}  data: {data_time}")
-            end = time.time()
+    from peer_torchvision import Smoothed, logged
 
     def train(setting: Setting) -> Batches:
         batches, optimizer, scheduler = Batches(setting.steps), setting.optimizer, setting.scheduler()
         network, device = Normalized(setting.job).train(), torch.device("cpu")
         meters: dict[str, Smoothed] = defaultdict(Smoothed)
         meters["lr"] = Smoothed(window=1, form="{value}")
-        for image, target in logged(batches, meters):
+        for image, target in logged(batches, 10, "Epoch: [0]", meters):
             image, target = image.to(device), target.to(device)
             with torch.amp.autocast("cuda", enabled=False):
                 loss = setting.loss(network(image), target)

@@ -7,7 +7,7 @@ import datetime
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ def in_one(tensors: tuple[Tensor, ...], fill: int) -> Tensor:
 
 
 class Smoothed:
+    """A series of which the references' logger shows the median of the last 20 and the mean of all."""
+
     def __init__(self, window: int = 20, form: str = "{median:.4f} ({mean:.4f})"):
         self.last: deque[float] = deque(maxlen=window)
         self.total, self.count, self.form = 0.0, 0, form
@@ -71,7 +73,7 @@ class Smoothed:
         return self.form.format(median=last.median().item(), mean=self.total / self.count, value=self.last[-1])
 
 
-def logged(loader: DataLoader, every: int, header: str, meters: dict[str, Smoothed]) -> Iterator[Any]:
+def logged(loader: Collection[Any], every: int, header: str, meters: dict[str, Smoothed]) -> Iterator[Any]:
     step_time, data_time = Smoothed(form="{mean:.4f}"), Smoothed(form="{mean:.4f}")
     end = time.time()
     for step, batch in enumerate(loader):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vocseg.errors import EnvironmentFault, UsageError
+from vocseg.errors import EnvironmentFault, UsageError, one_line
 
 _NOTHING = contextlib.nullcontext()
 
@@ -130,6 +130,12 @@ def _cpu_has_bf16_units() -> bool:
         found = torch.cpu.get_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch before 2.12
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of a device or of the machine; torch has several ways to say so."""
+    signs = ("out of memory", "can't allocate", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in one_line(error) for sign in signs)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

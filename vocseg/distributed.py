@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vocseg.errors import EnvironmentFault, Problem
+from vocseg.errors import EnvironmentFault, Problem, one_line
 
 _PATIENCE = timedelta(minutes=30)  # for the others: as long as the longest that one does alone, such as a download
-
-
-_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class World:
 
     def without_exchange(self, network: nn.Module, wanted: bool = True) -> AbstractContextManager:
         """Backward passes inside keep their gradients to themselves, to be exchanged with those of a later one."""
-        return network.no_sync() if wanted and isinstance(network, DistributedDataParallel) else _NOTHING
+        return network.no_sync() if wanted and isinstance(network, DistributedDataParallel) else nullcontext()
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over all processes."""
@@ -99,10 +96,6 @@ class World:
         dist.broadcast_object_list(said, 0)
         return said[0]
 
-    def wait_for_all(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 ALONE = World()
 
@@ -126,10 +119,14 @@ def join(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # On one machine torchrun's store lives through a restart, with the addresses of the processes before.
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except Exception as error:
         address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise EnvironmentFault(
             Problem(
                 f"torchrun {address}", f"process {os.environ.get('RANK')} of {size} cannot join the others: {reason}"

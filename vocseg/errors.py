@@ -11,22 +11,29 @@ An error carries one or more `Problem`s, so that a user reads all of them at onc
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Controls, what ends a line or turns the direction of writing, what has no width, tags, and what is no character.
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong: where it is, what was expected and found, and the remedy.
 
-    `where` is a file, `file:line`, flag or image; it may be empty.
+    `where` is a file, `file:line`, flag or image; it may be empty. Both may quote what strangers wrote.
     """
 
     where: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        return visible(f"{self.where}: {self.message}" if self.where else self.message)
 
 
 class VocsegError(Exception):
@@ -63,9 +70,30 @@ class Interrupted(VocsegError):  # noqa: N818 - nothing went wrong
         self.exit_code = 128 + signal_number
 
 
+def one_line(error: BaseException, most: int | None = 300) -> str:
+    """What an error says, on one line, of so many letters at most: torch's and pydantic's have many."""
+    return " ".join(str(error).split())[:most]
+
+
+def visible(text: str) -> str:
+    """Text on one line, with all that no reader would see spelt out: `\\n`, `\\x1b`, `\\u202e`.
+
+    What stands in a stranger's file can then neither drive a terminal nor pass for a line of ours.
+    """
+    return text if text.isprintable() else UNSEEN.sub(lambda c: c[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(text: str) -> str:
+    """The beginning of a key, name or value, where it is too long to be quoted."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def shown_path(path: str | os.PathLike[str]) -> str:
     """A path as a user would type it: relative where it is below the working directory."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):  # the working directory is gone, or on another drive
+        return os.fspath(path)
     return os.fspath(path) if relative.startswith(os.pardir) else relative
 
 

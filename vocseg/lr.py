@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vocseg.build import build
-from vocseg.errors import EnvironmentFault, Problem, TrainingError, VocsegError
+from vocseg.errors import EnvironmentFault, Problem, TrainingError, VocsegError, one_line
 from vocseg.recipe.reader import Recipe
 from vocseg.report.lr_range import draw_lr_range
 from vocseg.runs.files import write_json
@@ -56,8 +56,7 @@ def try_rates(
     except VocsegError:
         raise
     except Exception as error:  # out of memory, or something inside a plugin
-        reason = " ".join(str(error).split())[:300]
-        raise TrainingError(f"step {len(losses) + 1}: {type(error).__name__}: {reason}") from error
+        raise TrainingError(f"step {len(losses) + 1}: {type(error).__name__}: {one_line(error)}") from error
     if not math.isfinite(losses[0]):
         raise TrainingError(f"the loss of the first step is {losses[0]}; `vocseg check {recipe.name}` says more")
     found = read_losses(rates, losses)

@@ -1,11 +1,11 @@
 """`vocseg eval`: score a run's weights again."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json, print_line
 
 
 @click.command("eval")
@@ -23,24 +23,18 @@ def command(run: Path, data: Path | None, split: str | None, device: str, compil
     from vocseg.process import prepare_process
 
     prepare_process()
-    from vocseg.cli.progress import progress_bar
+    from vocseg.cli.progress import follow, progress_bar
     from vocseg.cli.reporters import print_figures
     from vocseg.runs.files import without_nan, write_json
     from vocseg.score import score
 
     scoring = score(run, data=data, split=split, device=device, compiled=compiled, say=options.note)
     with progress_bar("scoring") as (advance, _):
-        while True:
-            try:
-                scored = next(scoring)
-            except StopIteration as finished:
-                result = finished.value
-                break
-            advance(scored.done, scored.total)
+        result = follow(scoring, lambda scored: advance(scored.done, scored.total))
     target = run / f"eval-{result['split'].replace('/', '_')}.json"
     write_json(target, result)
     if as_json:
-        click.echo(json.dumps(without_nan(result), ensure_ascii=False))
+        print_json(without_nan(result), indent=None)
     else:
         print_figures(result)
-        click.echo(str(target))
+        print_line(str(target))

@@ -1,6 +1,5 @@
 """`vocseg lr`: which learning rate to use."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json, print_line
 
 
 @click.command("lr")
@@ -53,27 +53,25 @@ def command(
 
     prepare_process()
     read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins, to_run=True)
-    from vocseg.cli.progress import progress_bar
-    from vocseg.lr import try_rates
+    from vocseg.cli.progress import follow, progress_bar
+    from vocseg.lr import Tried, try_rates
     from vocseg.runs.files import without_nan
 
     trying = try_rates(read, low=low, high=high, steps=steps, out=out, device=device)
     with progress_bar("trying rates") as (advance, say):
-        while True:
-            try:
-                tried = next(trying)
-            except StopIteration as finished:
-                result = finished.value
-                break
+
+        def show(tried: Tried) -> None:
             for line in tried.said:
                 say(line)
             advance(tried.done, tried.total)
+
+        result = follow(trying, show)
     if as_json:
-        click.echo(json.dumps(without_nan(result), ensure_ascii=False))
+        print_json(without_nan(result), indent=None)
         return
     by_key = any(parameter.name == "lr" for parameter in read.optimizer.component.parameters)
     _print_table(result, by_key)
-    click.echo(result["folder"])
+    print_line(result["folder"])
 
 
 def _print_table(result: dict[str, Any], by_key: bool) -> None:
@@ -85,6 +83,6 @@ def _print_table(result: dict[str, Any], by_key: bool) -> None:
         ("the recipe's", result["recipe_lr"], ""),
     ]
     for name, rate, said in rows:
-        click.echo(f"{name:<16}  {'-' if rate is None else f'{rate:.2g}':<8}  {said}".rstrip())
+        print_line(f"{name:<16}  {'-' if rate is None else f'{rate:.2g}':<8}  {said}".rstrip())
     if result["remark"]:
-        click.echo(f"no suggestion: {result['remark']}")
+        print_line(f"no suggestion: {result['remark']}")

@@ -4,13 +4,28 @@ Not here: what a run says while it trains (`reporters.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-import click
+from vocseg.cli.output import print_line
+from vocseg.errors import visible
 
 QUIET_SECONDS = 5.0
 """Without a terminal, what takes less than this says nothing of its progress."""
+
+
+Step = TypeVar("Step")
+Result = TypeVar("Result")
+
+
+def follow(steps: Generator[Step, None, Result], each: Callable[[Step], object]) -> Result:
+    """Calls `each` with all that a generator yields, and gives what it returns."""
+    while True:
+        try:
+            each(next(steps))
+        except StopIteration as finished:
+            return finished.value
 
 
 @contextmanager
@@ -32,7 +47,7 @@ def progress_bar(
             task = bar.add_task(label, total=None, visible=False)
             yield (
                 lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-                lambda line: console.print(line, markup=False, highlight=False),
+                lambda line: console.print(visible(line), markup=False, emoji=False, highlight=False),
             )
         return
 
@@ -44,6 +59,6 @@ def progress_bar(
         tenth = 10 * done // max(total, 1)
         if tenth > told and time.monotonic() - start > QUIET_SECONDS:
             told = tenth
-            click.echo(f"{label}: {10 * tenth} %", err=True)
+            print_line(f"{label}: {10 * tenth} %", err=True)
 
-    yield line, lambda text: click.echo(text, err=True)
+    yield line, lambda text: print_line(text, err=True)

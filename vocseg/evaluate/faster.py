@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vocseg.errors import one_line
+
 Say = Callable[[str], object]
 
 # Exactly these: what a subclass does with its weights is not known. Autocast runs all of them in bf16.
@@ -60,8 +62,7 @@ class InferenceCopy(nn.Module):
                 with torch._inductor.config.patch(freezing=True):
                     return self._compiled(images)
             except Exception as error:  # no C++ compiler, or a network that cannot be compiled
-                reason = " ".join(str(error).split())[:200]
-                self._say(f"the network runs uncompiled: {type(error).__name__}: {reason}")
+                self._say(f"the network runs uncompiled: {type(error).__name__}: {one_line(error, 200)}")
                 self._compiled = None
         return self.network(images)
 

@@ -26,6 +26,7 @@ from vocseg.report.style import (
     PALE,
     SHADES,
     label,
+    legend_above,
     new_figure,
     paper_style,
     save,
@@ -119,16 +120,7 @@ def _curves(epochs: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figu
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     for axes in (loss, metrics):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1),
-                ncols=3,
-                borderaxespad=0.2,
-                borderpad=0,
-                handlelength=1.6,
-                handletextpad=0.5,
-                columnspacing=1.2,
-            )
+            legend_above(axes, columns=3, handle=1.6)
     return figure
 
 

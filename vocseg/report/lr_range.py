@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vocseg.report.style import BLUE, FULL_WIDTH, GREY, ORANGE, label, new_figure, paper_style, save
+from vocseg.report.style import BLUE, FULL_WIDTH, GREY, ORANGE, label, legend_above, new_figure, paper_style, save
 
 
 def draw_lr_range(
@@ -70,14 +70,5 @@ def _lr_range(
     axes.set_ylabel("loss")
     if title:
         axes.set_title(label(title, 60), loc="left", pad=16)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=5,
-        borderaxespad=0.2,
-        borderpad=0,
-        handlelength=1.4,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
+    legend_above(axes, columns=5, handle=1.4)
     return figure

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib.style
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -93,6 +94,20 @@ def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
     figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
+
+
+def legend_above(axes: Axes, *, columns: int, handle: float) -> None:
+    """A legend in a row over the plot, from its left edge; `handle` is the length of a line in it, in letters."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0.2,
+        borderpad=0,
+        handlelength=handle,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
 
 
 def save(figure: Figure, path: Path, *, crop: bool = False) -> None:

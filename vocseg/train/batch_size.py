@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vocseg.device import Placement
-from vocseg.errors import Problem, TrainingError
+from vocseg.device import Placement, out_of_memory
+from vocseg.errors import Problem, TrainingError, one_line
 from vocseg.network import Normalization, kept_for_backward, outputs, set_training
 from vocseg.train.loop import combined_loss
 
@@ -117,11 +117,9 @@ class Trial:
         try:
             return self._step(images)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            signs = ("out of memory", "can't allocate", "ALLOC_FAILED")
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in reason for sign in signs):
+            if out_of_memory(error):
                 return 0
-            failed = f"a trial step of {images} images failed with {type(error).__name__}: {reason}"
+            failed = f"a trial step of {images} images failed with {type(error).__name__}: {one_line(error)}"
             raise TrainingError(Problem("data.batch_size", failed)) from error
 
     def _step(self, images: int) -> int:

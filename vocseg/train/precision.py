@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vocseg.device import Placement
+from vocseg.errors import one_line
 from vocseg.network import Normalization, outputs, set_training
 from vocseg.train.loop import combined_loss
 
@@ -64,7 +65,7 @@ def try_bf16(
             sides = infer(network, "bf16"), infer(network, "fp32")
             inference, _ = times_faster(*sides, limit_seconds=3.0, clock=clock)
     except Exception as error:  # what fails in fp32 too will say so once it is trained
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         return "fp32", f"fp32: a trial of bf16 failed with {type(error).__name__}: {reason}"
     measured = f"{ratio:.2f}x as fast as fp32 in a trial of {rounds} step{'' if rounds == 1 else 's'}"
     if train_bf16:
