@@ -38,7 +38,7 @@ def try_bf16(
 
     Args:
         network: on its device.
-        batch: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, as large as in training.
+        batch: images (b, h, w, 3) uint8 and masks (b, h, w) uint8, of the size that is trained on.
         infer: from a network in eval mode and a precision to what lets one image through; tried where training is
             faster in fp32, which it is for convolutions that look at few channels, in their backward pass alone.
         frozen: the encoder is not trained.
