@@ -87,7 +87,8 @@ class ClassifierFPN(nn.Module):
 
 def normed(inside: int, outside: int, kernel: int = 3) -> nn.Sequential:
     conv = nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, outside))
+    # Two channels a group at least: of a map of one pixel there would be nothing to normalise by, which torch refuses.
+    return nn.Sequential(conv, nn.GroupNorm(min(GROUPS, outside // 2), outside))
 
 
 def doubled(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from vocseg.errors import UsageError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 TINY = (
-    "data.size=32", "data.images=12", "data.val_images=5", "data.batch_size=4", "train.epochs=3", "data.workers=1",
+    "data.size=32", "data.images=12", "data.val_images=5", "data.batch_size=4", "train.epochs=10", "data.workers=1",
     "model.width=4", "augmentation.0.size=32", 'train.precision="fp32"', "train.sync_batch_norm=true",
     "train.ema=0.9", "train.checkpoint_minutes=0",
 )  # fmt: skip
@@ -159,8 +159,35 @@ def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(t
     killed = last_line(process)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert killed["miou"] == together["miou"]
-    weights = [load_file(Path(run["run"]) / "model.safetensors") for run in (together, killed)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert same_weights(together, killed)
+
+
+def same_weights(first: dict, second: dict) -> bool:
+    one, two = (load_file(Path(run["run"]) / "model.safetensors") for run in (first, second))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stopped_and_resumed(port: int, out: Path, *more: str) -> dict:
+    """What a run of two processes says that was stopped by SIGTERM in the middle, and went on."""
+    process = torchrun(port, *command(out, *settings(*more)), cwd=out.parent)
+    folder = wait_for_state(out, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert not (folder / "result.json").exists()
+    return last_line(torchrun(port, "-m", "vocseg", "run", "--json", "--resume", str(folder), cwd=out.parent))
+
+
+def test_a_run_stopped_with_two_processes_goes_on_with_two_as_if_nothing_had_been(together, tmp_path, port):
+    resumed = stopped_and_resumed(port, tmp_path / "out")
+    assert (resumed["processes"], resumed["miou"]) == (2, together["miou"])
+    assert same_weights(together, resumed)
+
+
+@pytest.mark.long
+def test_so_it_is_in_half_precision_and_with_accumulation(tmp_path, port):
+    changes = ('train.precision="bf16"', "train.accumulate=2", "data.images=24")
+    whole = last_line(torchrun(port, *command(tmp_path / "whole", *settings(*changes)), cwd=tmp_path))
+    assert same_weights(whole, stopped_and_resumed(port, tmp_path / "stopped", *changes))
 
 
 def test_a_run_stopped_with_two_processes_goes_on_with_one(tmp_path, port):
@@ -182,12 +209,12 @@ def test_a_run_stopped_with_two_processes_goes_on_with_one(tmp_path, port):
 
 def wait_for_state(out: Path, process: subprocess.Popen[str]) -> Path:
     """The run folder, once it holds a state to go on from."""
-    for _ in range(1200):
+    for _ in range(12_000):
         found = list(out.glob("*/*/state.json"))
         if found:
             return found[0].parent
         assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+        time.sleep(0.01)
     raise AssertionError("no state was saved")
 
 

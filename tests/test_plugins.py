@@ -146,7 +146,7 @@ def test_the_plugin_folder_of_the_flag_comes_last_and_in_addition(tmp_path: Path
         discover(plugins=tmp_path / "nowhere")
 
 
-def test_one_name_in_two_places_is_an_error_and_the_later_place_is_the_one_to_blame(
+def test_one_name_in_two_places_is_neithers_and_the_later_place_is_the_one_to_blame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The order is core, bundled, installed, beside the recipe, --plugins: each is blamed for what the one before has.
@@ -161,11 +161,10 @@ def test_one_name_in_two_places_is_an_error_and_the_later_place_is_the_one_to_bl
     ]
     for i, place in enumerate(places):
         write_plugin(place, "focal", tail=f"# {i}\n")
-    with pytest.raises(UsageError) as caught:
-        discover(project=tmp_path, plugins=tmp_path / "more")
-    assert [problem.where for problem in caught.value.problems] == [f"{place}:3" for place in places]
-    assert all(f"loss 'focal' is already defined at {shown_path(core)}:" in p.message for p in caught.value.problems)
-    assert caught.value.exit_code == 2
+    registry = discover(project=tmp_path, plugins=tmp_path / "more")
+    assert [component.source for component in registry.clashes] == [f"{place}:3" for place in places]
+    assert f"loss 'focal' is defined at {shown_path(core)}:" in registry.missing("loss", "focal")
+    assert registry.find("loss", "focal") is None
 
 
 def test_a_file_that_is_there_twice_byte_for_byte_is_one(tmp_path: Path) -> None:
@@ -174,8 +173,7 @@ def test_a_file_that_is_there_twice_byte_for_byte_is_one(tmp_path: Path) -> None
     assert mine(discover(project=tmp_path, plugins=tmp_path / "more")) == {"mine": str(first)}
     assert mine(discover(project=tmp_path, plugins=tmp_path / "plugins")) == {"mine": str(first)}
     second.write_text(second.read_text() + "\n")
-    with pytest.raises(UsageError, match="already defined"):
-        discover(project=tmp_path, plugins=tmp_path / "more")
+    assert [component.file for component in discover(tmp_path, tmp_path / "more").clashes] == [str(second)]
 
 
 def test_a_package_in_the_plugin_folder_is_read_with_all_its_files_and_can_be_loaded(tmp_path: Path) -> None:

@@ -532,7 +532,7 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
     source = GOOD.replace("def net", "def mini_unet")
     report = check_architecture(write(tmp_path / "plugins", source), without=only("signature", "build"))
     assert [row.verdict for row in report.rows] == ["fail", "pass"]
-    assert "architecture 'mini_unet' is already defined at" in report.rows[0].found
+    assert "architecture 'mini_unet' is defined at" in report.rows[0].found
 
 
 def test_what_does_not_exist_is_an_error_with_a_remedy(tmp_path: Path) -> None:

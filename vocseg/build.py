@@ -174,11 +174,18 @@ def build_network(recipe: Recipe, num_classes: int, *, pretrained: bool = True) 
     initialize(module, fill, backbone if weights != "none" else None)
     filled = _fill_from(weights, recipe, module, backbone, num_classes) if weights != "none" else None
     pretrained_with = normalization(module if backbone is None or settings.weights == "published" else backbone)
+    try:
+        stride = stride_of(module)
+    except (TypeError, ValueError):
+        stride = 0
+    if stride < 1:
+        message = f"architecture '{component.name}' has the stride {module.stride!r}; expected a whole number, which "
+        raise UsageError(Problem(component.source, f"{message}the sides of an image are to be a multiple of"))
     scored = recipe.evaluate
     return Network(
         module,
         backbone,
-        stride_of(module),
+        stride,
         choose_normalization(recipe.data.settings.normalize, pretrained_with),
         Looks(scored.scales, scored.flip, scored.window, scored.overlap),
         filled,
@@ -212,7 +219,7 @@ def build_loss(recipe: Recipe, num_classes: int, open_train: Callable[[], Datase
         return torch.from_numpy(class_pixels(open_train()))
 
     available = {"num_classes": num_classes, "class_pixels": count}
-    return weighted_sum([(part.settings.weight, part.build(available)) for part in recipe.losses])
+    return weighted_sum([(part.settings.weight, part.build(available)) for part in recipe.losses], num_classes)
 
 
 def build_optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:

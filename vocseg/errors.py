@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 # Controls, what ends a line or turns the direction of writing, what has no width, tags, and what is no character.
 UNSEEN = re.compile(
@@ -52,6 +53,17 @@ class UsageError(VocsegError):
 
 class DataError(VocsegError):
     exit_code = 3
+
+
+class IncompleteError(DataError):
+    """Files that a split names are missing.
+
+    `rest` is the data set all the same, in which it is reading what is missing that raises.
+    """
+
+    def __init__(self, *problems: Problem | str, rest: Any = None):
+        super().__init__(*problems)
+        self.rest = rest
 
 
 class EnvironmentFault(VocsegError):  # noqa: N818 - EnvironmentError is Python's

@@ -63,7 +63,7 @@ def write_new(kind: str, name: str, folder: Path, *, copied: str | None = None, 
         problems += _would_be_hidden(folder, registry)
     source = ""
     try:
-        source = _source(kind, name, registry, copied)
+        source = _source(kind, name if name.isidentifier() else "nameless", registry, copied)
     except UsageError as error:
         problems += error.problems
     if problems:
@@ -97,6 +97,8 @@ def _wrong_with_name(kind: str, name: str, registry: Registry, package: bool) ->
     if (found := registry.find(kind, name)) is not None:
         place = shown_path(found.source)
         problems.append(Problem(name, f"{kind} '{name}' is already defined at {place}; choose another name"))
+    elif any((c.kind, c.name) == (kind, name) for c in registry.clashes):
+        problems.append(Problem(name, registry.missing(kind, name)))
     if package and not problems:
         if not name.isascii() or name.endswith("_"):
             message = "cannot be the name of a package; use ASCII letters, digits and _, and end with no _"

@@ -2,13 +2,18 @@
 
 Looked through in this order: vocseg's own components, the bundled `plugins/`, installed packages with an
 entry point in the group `vocseg.plugins`, the nearest folder `plugins` beside or above the recipe, and the folder
-given with `--plugins`. None of them may define what another one has; files that are equal byte for byte are one.
+given with `--plugins`. A name that two of them define is neither's; files that are equal byte for byte are one.
+
+A plugin is a program: it runs, with all that its user may do, once a recipe that names one of its components is run,
+checked or tried. Whoever runs a recipe from a folder trusts the `plugins` beside and above it. What no recipe names,
+and whatever stands in a recipe or a file of weights, runs nothing.
 """
 
 import contextlib
 import importlib
 import importlib.util
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +40,7 @@ CORE_FILES = (
     "data/synthetic.py",
 )
 ENTRY_POINT_GROUP = "vocseg.plugins"
+MAX_BYTES = 1 << 20  # of a file with plugins: to parse more takes seconds and hundreds of megabytes
 
 
 def bundled(kind: str) -> Path:
@@ -60,18 +66,22 @@ def discover(project: Path | None = None, plugins: Path | None = None) -> Regist
         plugins: one more plugin folder (the flag `--plugins`).
 
     Raises:
-        UsageError: `plugins` is not a folder, or two components have one kind and name.
+        UsageError: `plugins` is not a folder.
     """
     if plugins is not None and not os.path.isdir(plugins):
         raise UsageError(f"--plugins {plugins}: no such folder")
-    nearest = _nearest_plugins(project) if project is not None else None
-    folders = [folder.absolute() for folder in (nearest, plugins) if folder is not None]
     components: list[Component] = []
     broken: list[BrokenPlugin] = []
+    nearest = _nearest_plugins(project) if project is not None else None
+    if nearest is not None and _of_a_stranger(nearest):
+        reason = "another user put it where anyone may write; trust it with --plugins, or move the recipe elsewhere"
+        broken.append(BrokenPlugin(str(nearest), reason))
+        nearest = None
+    folders = [folder.absolute() for folder in (nearest, plugins) if folder is not None]
     seen: set[bytes] = set()
     for source in _sources(folders, broken):
         try:
-            text = source.path.read_bytes()
+            text = _read(source.path)
             # The same plugins are found twice where a checkout is used beside an installed wheel.
             if text in seen or b"vocseg" not in text:
                 continue
@@ -80,6 +90,16 @@ def discover(project: Path | None = None, plugins: Path | None = None) -> Regist
         except Exception as error:  # whatever is wrong with one file, it must not hide the others
             broken.append(BrokenPlugin(str(source.path), _reason(error)))
     return Registry(components, broken)
+
+
+def _read(path: Path) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")  # a pipe would be waited for, and a device never ends
+    with open(path, "rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"expected a file of at most {MAX_BYTES:,} bytes, found more; move data out of it")
+    return text
 
 
 def _reason(error: Exception) -> str:
@@ -103,6 +123,31 @@ def _sources(folders: list[Path], broken: list[BrokenPlugin]) -> Iterator[_Sourc
 def _nearest_plugins(start: Path) -> Path | None:
     start = start.resolve()
     return next((f / "plugins" for f in (start, *start.parents) if os.path.isdir(f / "plugins")), None)
+
+
+def _of_a_stranger(plugins: Path) -> bool:
+    """Whether another user may have put this folder in the way, as `/tmp/plugins` is above all that lies in /tmp."""
+    return (
+        hasattr(os, "getuid")
+        and bool(os.stat(plugins.parent).st_mode & stat.S_IWOTH)
+        and os.stat(plugins).st_uid != os.getuid()
+    )
+
+
+def plugin_files(component: Component) -> list[Path]:
+    """All files of the plugin that a component is part of: one file, or a whole package."""
+    file = Path(component.file)
+    if component.origin in ("vocseg", "bundled"):
+        return [file]
+    top = file
+    if os.path.isabs(component.origin):  # a plugin folder
+        top = Path(component.origin) / file.relative_to(component.origin).parts[0]
+    else:
+        while (top.parent / "__init__.py").is_file():
+            top = top.parent
+    if not top.is_dir():
+        return [top]
+    return sorted(path for path in top.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def _folder_sources(folder: Path, origin: str, broken: list[BrokenPlugin]) -> Iterator[_Source]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vocseg.errors import Problem, UsageError, did_you_mean, shown_path
+from vocseg.errors import Problem, UsageError, did_you_mean, shorten, shown_path
 
 HANDED_OVER: dict[str, tuple[str, ...]] = {
     "architecture": ("num_classes",),
@@ -37,7 +37,20 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "optimizer": ("name", "encoder_lr"),
     "schedule": ("name", "warmup_epochs"),
     "initializer": ("name",),
-    "dataset": ("name", "root", "train", "val", "batch_size", "repeat", "normalize", "workers", "augment_on", "cache"),
+    "dataset": (
+        "name",
+        "root",
+        "train",
+        "val",
+        "batch_size",
+        "repeat",
+        "normalize",
+        "workers",
+        "augment_on",
+        "cache",
+        "on_bad_image",
+        "timeout_seconds",
+    ),
 }
 """The keys that vocseg itself reads beside a component's own; `vocseg.recipe.schema` says what they mean."""
 
@@ -176,24 +189,26 @@ class BrokenPlugin:
 
 
 class Registry:
-    """All components that discovery found, by kind and name. A value that is passed on; never global."""
+    """All components that discovery found, by kind and name. A value that is passed on; never global.
+
+    A name that two components of a kind have is neither's, so that none can take another's place unseen.
+    """
 
     def __init__(self, components: Iterable[Component], broken: Iterable[BrokenPlugin] = ()):
         self.broken = tuple(broken)
         self._components: dict[tuple[str, str], Component] = {}
-        problems = []
+        self._clashes: dict[tuple[str, str], list[Component]] = {}
         for component in components:
             first = self._components.setdefault((component.kind, component.name), component)
             if first is not component:
-                problems.append(
-                    Problem(
-                        shown_path(component.source),
-                        f"{component.kind} '{component.name}' is already defined at {shown_path(first.source)}; "
-                        "rename or delete one of the two",
-                    )
-                )
-        if problems:
-            raise UsageError(*problems)
+                self._clashes.setdefault((component.kind, component.name), [first]).append(component)
+        for clash in self._clashes:
+            del self._components[clash]
+
+    @property
+    def clashes(self) -> list[Component]:
+        """Those that have the name of one found before them; `missing` says where the others are."""
+        return [component for _, *later in self._clashes.values() for component in later]
 
     def __iter__(self) -> Iterator[Component]:
         order = {kind: i for i, kind in enumerate(KINDS)}
@@ -206,8 +221,14 @@ class Registry:
         return self._components.get((kind, name))
 
     def missing(self, kind: str, name: str) -> str:
-        """What to tell a user who named a component that is not there."""
-        message = f"no {kind} is named '{name}'{did_you_mean(name, self.names(kind))}"
+        """What to tell a user who named a component that is not there, or is there twice.
+
+        The nearest name follows, and any plugin that could not be read.
+        """
+        if clashing := self._clashes.get((kind, name)):
+            places = " and at ".join(shown_path(component.source) for component in clashing)
+            return f"{kind} '{name}' is defined at {places}; rename or delete all but one"
+        message = f"no {kind} is named '{shorten(name)}'{did_you_mean(name, self.names(kind))}"
         for plugin in self.broken:
             message += f" (note: {shown_path(plugin.file)} could not be read: {plugin.reason})"
         return message
@@ -216,7 +237,7 @@ class Registry:
         """The component of that kind and name.
 
         Raises:
-            UsageError: there is none; the message names the nearest and any plugin that could not be read.
+            UsageError: there is none, or more than one; see `missing`.
         """
         component = self.find(kind, name)
         if component is None:

@@ -1,7 +1,10 @@
 """The composition root: a recipe becomes objects, the loop runs, and a run folder tells what came of it."""
 
+import hashlib
+import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +13,45 @@ import torch
 from torch import nn
 
 from vocseg.build import Job, build
-from vocseg.device import choose_device, peak_memory_bytes
+from vocseg.data.threads import HangError
+from vocseg.device import choose_device, out_of_memory, peak_memory_bytes
 from vocseg.distributed import World, join, launched, restarted
-from vocseg.errors import EnvironmentFault, Interrupted, Problem, TrainingError, UsageError, VocsegError
+from vocseg.errors import (
+    DataError,
+    EnvironmentFault,
+    Interrupted,
+    Problem,
+    TrainingError,
+    UsageError,
+    VocsegError,
+    one_line,
+)
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.validation import Evaluation, Scored, evaluate
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
+from vocseg.recipe.changes import refuse_changes
 from vocseg.recipe.reader import Recipe, read_recipe
+from vocseg.recipe.toml import write_value
 from vocseg.report.run import write_pictures
-from vocseg.runs.checkpoint import StateSaver, load_state, load_tensors, save_tensors, state_saver
+from vocseg.runs.checkpoint import (
+    KEPT,
+    StateSaver,
+    check_optimizer_state,
+    load_state,
+    load_tensors,
+    optimizer_bytes,
+    remove_leftover_states,
+    save_tensors,
+    state_saver,
+)
 from vocseg.runs.files import write_json
 from vocseg.runs.folder import RunFolder
 from vocseg.train.early_stopping import Best, better_is_less
 from vocseg.train.loop import Epoch, Step, train
+from vocseg.train.nonfinite import NonFiniteError
 from vocseg.train.signals import StopRequest, stop_request
+from vocseg.witness import share_run
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,7 @@ class Finished:
 
     run: Path
     result: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 Event = Started | Step | Scored | Epoch | Finished
@@ -65,50 +93,113 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
     Raises:
         VocsegError: before the folder is made, if anything cannot be built; `Interrupted` on a signal.
     """
-    with join(choose_device(device)) as world:
+    with join(choose_device(device)) as world, stop_request() as stop:
         before = _before_restart(world, out / recipe.name)
         if before is not None:
-            yield from _resume(before, device, world)
+            with _alone(before, world):
+                yield from _resume(before, device, world, stop)
             return
-        job = build(recipe, device, world=world)
+        with stop.at_once("stopped before training began; nothing was written"):
+            job = build(recipe, device, world=world)
         recipe = job.recipe  # with the batch size that was found, where it was to be
         folder = RunFolder(out)
         if world.first:
             folder = RunFolder.create(out, recipe)
             folder.write_environment(recipe, job.placement.describe(), world.size, launched())
             folder.write_classes(job.train.classes, job.train.palette)
+            if job.left_out:
+                folder.write_bad_images(job.left_out)
         folder = RunFolder(Path(world.text_of_first(str(folder.path))))
         filled = job.network.filled
-        yield from _execute(job, folder, _Scoreboard(recipe), ((f"weights: {filled}",) if filled else ()) + job.notes)
+        notes = ((f"weights: {filled}",) if filled else ()) + job.notes
+        with _alone(folder, world):
+            yield from _execute(job, folder, _Scoreboard(recipe), stop, notes)
 
 
-def resume(path: Path, *, device: str = "auto") -> Iterator[Event]:
+def resume(
+    path: Path, *, device: str = "auto", overrides: Sequence[str] = (), data: Path | None = None
+) -> Iterator[Event]:
     """Goes on with a run from its last state, to the weights it would have had without the interruption.
 
     Under `torchrun` by any number of processes, whatever the number before; all of them read the run folder.
 
+    Args:
+        overrides: `key=TOML` of keys that may change within a run, `vocseg.recipe.changes.FREE`.
+        data: where the run's data is now.
+
     Raises:
-        UsageError: the path is no run folder, or the run has ended.
-        EnvironmentFault: there is no whole state.
+        UsageError: the path is no run folder, the run has ended, or its recipe is not the one it began with.
+        DataError: the data is not what the run began with.
+        EnvironmentFault: there is no whole state, another file of the run is damaged, or another process trains it.
     """
     folder = RunFolder.open(path)
     if folder.result.is_file():
         raise UsageError(Problem(str(path), f"this run has ended; its figures are in {folder.result}"))
-    with join(choose_device(device)) as world:
-        yield from _resume(folder, device, world)
+    if data is not None:
+        overrides = [*overrides, f"data.root={write_value(str(data.expanduser().absolute()))}"]
+    with join(choose_device(device)) as world, stop_request() as stop, _alone(folder, world):
+        yield from _resume(folder, device, world, stop, overrides)
 
 
-def _resume(folder: RunFolder, device: str, world: World) -> Iterator[Event]:
-    recipe = run_recipe(folder)
-    state, problems = load_state(folder.path)
-    done = float(state["training"]["epoch"]), float(state["training"]["step"])
+def _resume(
+    folder: RunFolder, device: str, world: World, stop: StopRequest, overrides: Sequence[str] = ()
+) -> Iterator[Event]:
+    recipe = run_recipe(folder, overrides)
+    state, problems = load_state(folder.path, folder.id)
+    with _expecting_a_state(folder):
+        refuse_changes(state["recipe"], recipe, folder.path)
+        done = float(state["training"]["epoch"]), float(state["training"]["step"])
     if world.largest(*done) != [*done]:
         raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
-    job = build(recipe, device, pretrained=False, precision=folder.precision, world=world)
-    job.training.load(state["training"])
+    with stop.at_once(f"stopped before training went on; go on with: vocseg run --resume {folder.path}"):
+        left_out = folder.read_bad_images()
+        job = build(recipe, device, pretrained=False, precision=folder.precision, left_out=left_out, world=world)
+    if state["images"] != _images(job):
+        changed = "its images are not those that the run began with; give the folder that holds them with --data"
+        raise DataError(Problem(recipe.data.settings.root, changed))
     board = _Scoreboard(recipe)
-    board.load(state["scoreboard"])
-    yield from _execute(job, folder, board, tuple(f"{problem}; going on from the state before" for problem in problems))
+    with _expecting_a_state(folder):
+        check_optimizer_state(state["training"]["optimizer"], job.training.optimizer)
+        job.training.load(state["training"])
+        board.load(state["scoreboard"])
+    folder.read_nonfinite()
+    records = folder.read_metrics()  # what the end of the run needs is missed now, not then
+    if board.best.epoch:
+        load_tensors(folder.weights)
+    if world.first:
+        folder.remove_unfinished()
+        if not problems:
+            remove_leftover_states(folder.path)
+    notes = tuple(f"{problem}; going on from the newest whole state" for problem in problems)
+    lost = job.training.epoch - sum(record["epoch"] <= job.training.epoch for record in records)
+    if lost > 0:
+        notes += (f"{folder.metrics}: the records of {lost} epochs are missing, and will be from the curves",)
+    yield from _execute(job, folder, board, stop, notes)
+
+
+@contextmanager
+def _alone(folder: RunFolder, world: World) -> Iterator[None]:
+    """Holds the folder's lock; the first process does, for all that train together."""
+    with ExitStack() as held:
+        refused = ""
+        if world.first:
+            try:
+                held.enter_context(folder.lock())
+            except EnvironmentFault as error:
+                refused = str(error)
+        refused = world.text_of_first(refused)
+        if refused:
+            raise EnvironmentFault(refused)
+        yield
+
+
+@contextmanager
+def _expecting_a_state(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"its state is not one of its recipe's network and optimizer: {one_line(error)}"
+        raise EnvironmentFault(Problem(str(folder.path), reason)) from error
 
 
 def _before_restart(world: World, runs: Path) -> RunFolder | None:
@@ -165,9 +256,13 @@ class _Scoreboard:
         self.stopped = state["stopped"]
 
 
-def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, ...] = ()) -> Iterator[Event]:
+def _execute(
+    job: Job, folder: RunFolder, board: _Scoreboard, stop: StopRequest, notes: tuple[str, ...]
+) -> Iterator[Event]:
     training, recipe = job.training, job.recipe
     world = training.world
+    if world.first:
+        notes += _short_of_room(job, folder)
     yield Started(
         run=folder.path,
         recipe=recipe.name,
@@ -183,20 +278,40 @@ def _execute(job: Job, folder: RunFolder, board: _Scoreboard, notes: tuple[str, 
         notes=notes,
     )
 
-    with stop_request() as stop:
-        try:
-            with state_saver(folder.path) as saver:
-                yield from _save_when_due(_train_and_score(job, folder, board, saver), job, folder, board, saver, stop)
-        except TrainingError as error:
-            raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
-        except VocsegError:
+    share_run(folder.path)
+    try:
+        with state_saver(folder.path, folder.id if world.first else "") as saver:
+            events = _train_and_score(job, folder, board, saver, stop)
+            yield from _save_when_due(events, job, folder, board, saver, stop)
+    except NonFiniteError as error:
+        folder.add_nonfinite(asdict(error.found))
+        raise TrainingError(
+            *error.problems,
+            Problem(str(folder.nonfinite), "has its images; what was saved before is finite, and is kept"),
+        ) from error
+    except DataError as error:
+        remedy = f"`vocseg data verify {folder.resolved}` finds every such image"
+        if recipe.data.settings.on_bad_image == "stop":
+            remedy += ', and data.on_bad_image = "skip" leaves them out of a new run'
+        kept = Problem(str(folder.path), f"what was saved before is kept; {remedy}")
+        raise DataError(*error.problems, kept) from error
+    except HangError as error:
+        kept = Problem(str(folder.path), f"go on from the last save with: vocseg run --resume {folder.path}")
+        raise EnvironmentFault(*error.problems, kept) from error
+    except TrainingError as error:
+        raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
+    except VocsegError:
+        raise
+    except OSError as error:
+        raise EnvironmentFault(Problem(str(folder.path), f"{error.strerror or error}; free space?")) from error
+    except (KeyboardInterrupt, SystemExit):  # a second signal
+        if not stop.signal_number:
             raise
-        except OSError as error:
-            raise EnvironmentFault(Problem(str(folder.path), f"{error.strerror or error}; free space?")) from error
-        except Exception as error:  # out of memory, or something inside a plugin
-            raise TrainingError(
-                _explain(error, job), Problem(str(folder.path), "what was saved before is kept")
-            ) from error
+        raise Interrupted(
+            f"stopped at once; go on from the last save with: vocseg run --resume {folder.path}", stop.signal_number
+        ) from None
+    except Exception as error:  # out of memory, or something inside a plugin
+        raise TrainingError(_explain(error, job), Problem(str(folder.path), "what was saved before is kept")) from error
 
 
 def _save_when_due(
@@ -204,18 +319,19 @@ def _save_when_due(
 ) -> Iterator[Event]:
     """Passes events on, saving the state now and then, and all of it before stopping on a signal."""
     training = job.training
+    belongs_to = {"recipe": job.recipe.resolved, "images": _images(job)}
     saved = time.monotonic()
     for event in events:
         yield event
         if isinstance(event, Finished):
-            return
-        # Kept weights and the state that knows of them belong together.
-        kept = isinstance(event, Epoch) and board.best.epoch == event.epoch
+            continue
+        # Kept weights and the state that knows of them belong together; and nothing is trained after the last epoch.
+        kept = isinstance(event, Epoch) and (board.best.epoch == event.epoch or board.stopped or training.ended)
         due = kept or time.monotonic() - saved >= job.recipe.train.checkpoint_minutes * 60
         # A signal may come to one process, or to all between different steps: they save and stop together.
         save_now, signal_number = map(int, training.world.largest(due, stop.signal_number))
         if not board.trained and (save_now or signal_number):
-            _save(job, board, saver)
+            _save(job, board, saver, belongs_to)
             saved = time.monotonic()
         if signal_number:
             saver.wait()
@@ -226,18 +342,53 @@ def _save_when_due(
             )
 
 
+def _short_of_room(job: Job, folder: RunFolder) -> tuple[str, ...]:
+    """A note where the disk has less room than the run will take."""
+    training = job.training
+    weights = sum(tensor.nbytes for tensor in training.network.state_dict().values())
+    state = weights * (1 if training.ema is None else 2) + optimizer_bytes(training.optimizer)
+    # What is replaced stays until the new is whole. The rest, mostly pictures, takes 2 MB or so.
+    needed = (KEPT + 1) * state + 2 * weights + 5_000_000
+    try:
+        needed -= sum(path.stat().st_size for path in folder.path.iterdir())
+        free = shutil.disk_usage(folder.path).free
+    except OSError:
+        return ()
+    if free >= needed:
+        return ()
+    room = f"the run may take {needed / 1e6:,.0f} MB more, and {free / 1e6:,.0f} MB are free"
+    return (f"{folder.path}: {room}; free space, or choose another --out",)
+
+
 def _explain(error: Exception, job: Job) -> str:
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text:
-        text += "; lower data.batch_size (and raise train.accumulate to keep its effect), the crop, evaluate.scales "
-        text += "or evaluate.window"
+    text = one_line(error)
+    if out_of_memory(error):
+        text += f"; {_smaller(job)}"
+    elif "more than 1 value per channel" in text:
+        text = "batch norm found one value a channel, which is no statistics; use data.batch_size of 2 or more, a larger "
+        text += "crop, or an architecture without batch norm on its coarsest map"
     else:
         text += f"; `vocseg check {job.recipe.name}` tries one batch, and --debug shows where it happened"
     epoch = min(job.training.epoch + 1, job.training.epochs)
     return f"epoch {epoch}: {type(error).__name__}: {text}"
 
 
-def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver) -> Iterator[Event]:
+def _smaller(job: Job) -> str:
+    """What to try where training takes too much memory: batches that make the same steps, or else smaller images."""
+    recipe, processes = job.recipe, job.training.world.size
+    size, accumulate = job.training.batches.batch_size, recipe.train.accumulate
+    parts = [n for n in range(processes, size // 2 + 1, processes) if size % n == 0]
+    if parts:
+        batch = f"data.batch_size = {parts[-1]} with train.accumulate = {accumulate * size // parts[-1]}"
+        return f"try {batch}, which makes the same steps in less memory"
+    sides = [part.params["size"] for part in recipe.augmentations if isinstance(part.params.get("size"), int)]
+    crop = f" of {max(32, sides[-1] // 2)} pixels" if sides else ""
+    return f"one image takes too much: try a 'crop'{crop}, a smaller network or encoder, or train.precision = \"bf16\""
+
+
+def _train_and_score(
+    job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver, stop: StopRequest
+) -> Iterator[Event]:
     """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
     training, world = job.training, job.training.world
     latest: Evaluation | None = None
@@ -251,6 +402,8 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: Sta
     kept: Evaluation | None = None
     if not board.stopped:
         for event in train(training, validate):
+            if isinstance(event, Step) and event.left_out is not None and world.first:
+                folder.add_nonfinite(asdict(event.left_out))
             if isinstance(event, Epoch):
                 if world.first:
                     folder.append_metrics(asdict(event))
@@ -262,7 +415,6 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: Sta
             yield event
             if board.stopped:
                 break
-    _save(job, board, saver)
     saver.wait()
     board.trained = True  # from here on the network holds the kept weights, which are no state to resume from
     network = training.scored_network
@@ -274,23 +426,48 @@ def _train_and_score(job: Job, folder: RunFolder, board: _Scoreboard, saver: Sta
         kept = yield from evaluate(predictor, job.val, job.loss, world)
     if not world.first:
         return
-    result = _result(job, board, kept)
+    result = _result(job, folder, board, kept)
     counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
     save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
-    write_json(folder.result, result)  # its presence says that the run has ended; pictures are no part of that
-    write_pictures(folder.path, result, kept, folder.read_metrics(), predictor, job.val)
-    yield Finished(folder.path, result)
+    undrawn: Exception | None = None
+    with stop.at_once(f"stopped while the pictures were drawn; they follow with: vocseg run --resume {folder.path}"):
+        try:
+            write_pictures(folder.path, result, kept, folder.read_metrics(), predictor, job.val)
+        except Exception as error:  # which must not cost the figures
+            undrawn = error
+    write_json(folder.result, result)  # its presence says that the run has ended
+    yield Finished(folder.path, result, tuple(_left_out(job, folder, result)))
+    if undrawn is not None:
+        reason = f"not all pictures could be drawn ({one_line(undrawn)}); all else is there"
+        raise EnvironmentFault(Problem(str(folder.path), reason)) from undrawn
 
 
-def _save(job: Job, board: _Scoreboard, saver: StateSaver) -> None:
+def _left_out(job: Job, folder: RunFolder, result: dict[str, Any]) -> Iterator[str]:
+    """What the figures were made without, to be read last."""
+    names = [f"{name} ({split})" for split, bad in job.left_out.items() for name in bad]
+    if names:
+        shown = ", ".join(names[:100]) + (f" and {len(names) - 100} more" if len(names) > 100 else "")
+        yield f"{len(names)} images left out, reasons in {folder.bad_images}: {shown}"
+    if result["steps_left_out"]:
+        yield f"{result['steps_left_out']} steps left out, whose loss or gradient was not finite: {folder.nonfinite}"
+
+
+def _images(job: Job) -> dict[str, str]:
+    """What tells the images of both splits from others, wherever they lie."""
+    splits = {"train": job.train.names, "val": job.val.names}
+    return {split: hashlib.sha256("\n".join(names).encode()).hexdigest() for split, names in splits.items()}
+
+
+def _save(job: Job, board: _Scoreboard, saver: StateSaver, belongs_to: dict[str, Any]) -> None:
     training = job.training
     state = training.state()
     done = training.epoch * training.steps_per_epoch + training.step
     if training.world.first:  # a state to resume from must not lead straight to where the loss is not finite
-        saver.save({"training": state, "scoreboard": board.state()}, done, if_finite=state["loss_sum"])
+        saved = {"training": state, "scoreboard": board.state(), **belongs_to}
+        saver.save(saved, done, only_if=lambda copy: training.is_finite(copy["training"]))
 
 
-def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
+def _result(job: Job, folder: RunFolder, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
     """The figures of a run; every one is of the kept weights on the validation split."""
     training = job.training
     return {
@@ -309,5 +486,7 @@ def _result(job: Job, board: _Scoreboard, evaluation: Evaluation) -> dict[str, A
         "precision": job.placement.precision,
         "processes": training.world.size,
         "train_images": len(job.train),
+        "bad_images": {split: list(bad) for split, bad in job.left_out.items()},
+        "steps_left_out": sum(found["skipped"] for found in folder.read_nonfinite()),
         "seed": job.recipe.seed,
     }

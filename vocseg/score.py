@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vocseg.build import build_loss, build_network, choose_placement, open_split
+from vocseg.build import build_loss, build_network, choose_placement, open_readable
+from vocseg.data.dataset import Dataset
 from vocseg.data.images import read_image
 from vocseg.errors import DataError, Problem, UsageError
 from vocseg.evaluate.confusion import class_map
@@ -55,13 +56,19 @@ def score(
     root = Path(place).expanduser().absolute() if place else None
     recipe = run_recipe(folder, [f"data.root={json.dumps(str(root), ensure_ascii=False)}"] if root else [])
     split = split or recipe.data.settings.val
-    dataset = open_split(recipe, split)
+    left_out = folder.read_bad_images()
+
+    def opened(split: str) -> Dataset:
+        seen = split in (recipe.data.settings.train, recipe.data.settings.val)
+        return open_readable(recipe, split, known=left_out.get(split, {}) if seen else None)[0]
+
+    dataset = opened(split)
     classes, _ = folder.read_classes()
     if list(dataset.classes) != classes:
         raise DataError(
             f"{path}: the run knows the classes {', '.join(classes)}; the data has {', '.join(dataset.classes)}"
         )
-    loss = build_loss(recipe, len(dataset.classes), lambda: open_split(recipe, recipe.data.settings.train))
+    loss = build_loss(recipe, len(dataset.classes), lambda: opened(recipe.data.settings.train))
     predictor = _predictor(folder, recipe, len(dataset.classes), device, compiled, say)
     evaluation = yield from evaluate(predictor, dataset, loss)
     return {
@@ -170,7 +177,7 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             found.append((path, out / path.stem))
         else:
             problems.append(Problem(str(path), "no such image or folder"))
-    sources = {source.resolve() for source, _ in found}
+    sources = {os.path.realpath(source) for source, _ in found}  # which a link to itself does not upset
     written: dict[Path, Path] = {}
     for source, target in found:
         for file in files_of(target):
@@ -179,7 +186,7 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
                 same = f"would be written to the same place as {first}; predict them apart with --out"
                 problems.append(Problem(str(source), same))
                 break
-            if file.resolve() in sources:
+            if os.path.realpath(file) in sources:
                 problems.append(Problem(str(source), f"its prediction would overwrite {file}; choose another --out"))
                 break
     if problems:
@@ -190,12 +197,15 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
 def _predictor(folder: RunFolder, recipe: Recipe, num_classes: int, device: str, compiled: bool, say: Say) -> Predictor:
     """The run's network with its kept weights, ready to predict as the run did: in bf16 only where that did."""
     placement = choose_placement(recipe, device, "fp32" if folder.precision == "fp32" else None)
+    kept = load_tensors(folder.weights)
     network = build_network(recipe, num_classes, pretrained=False)
-    try:
-        network.module.load_state_dict(load_tensors(folder.weights))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        changed = f"the architecture '{recipe.model.name}' is not the one of the run any more: {reason}"
-        raise UsageError(Problem(str(folder.weights), changed)) from error
+    saved, own = (
+        {key: (t.shape, t.dtype) for key, t in tensors.items()} for tensors in (kept, network.module.state_dict())
+    )
+    differing = sorted(key for key, _ in saved.items() ^ own.items())
+    if differing:
+        changed = f"the architecture '{recipe.model.name}' is not the one of the run any more; see '{differing[0]}'"
+        raise UsageError(Problem(str(folder.weights), changed))
+    network.module.load_state_dict(kept)
     placement.place(network.module).eval()
     return network.predictor(placement, compiled=compiled, say=say)

@@ -128,12 +128,16 @@ def test_load_imports_every_plugin_and_shows_which_fail(run_vocseg: Vocseg, tmp_
     )
 
 
-def test_one_name_twice_is_an_error_that_names_both_places(run_vocseg: Vocseg, tmp_path: Path) -> None:
+def test_one_name_twice_is_a_row_that_names_both_places(run_vocseg: Vocseg, tmp_path: Path) -> None:
     write_plugin(tmp_path, "mine", "@loss\ndef dice(): 'Mine.'")
-    out, err = run_vocseg("list", code=2)
-    assert out == ""
-    assert "mine.py:3: loss 'dice' is already defined at " in err
-    assert "losses.py:" in err
+    out, _ = run_vocseg("list", "loss")
+    kind, name, summary, source = next(row for line in out.splitlines() if (row := line.split("\t"))[1] == "dice")
+    assert (kind, name, source) == ("broken", "dice", f"plugins{os.sep}mine.py:3")
+    assert "losses.py:" in summary
+    assert f"and at plugins{os.sep}mine.py:3; rename or delete all but one" in summary
+    assert "cross_entropy" in out
+    _, err = run_vocseg("list", "dice", code=2)
+    assert err.strip() == summary
 
 
 # One component

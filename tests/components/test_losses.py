@@ -197,7 +197,7 @@ def test_a_weighted_sum_adds_values_and_gradients(seed: int):
     logits, target = batch(seed, size=(2, 3))
     parts = [(1.0, "focal", {}), (0.5, "dice", {"smooth": 0.0}), (2.0, "lovasz_softmax", {})]
     found = {c.name: c for c, _, _ in variants()}
-    value, grad = gradient(weighted_sum([(w, build(found[n], p)) for w, n, p in parts]), logits, target)
+    value, grad = gradient(weighted_sum([(w, build(found[n], p)) for w, n, p in parts], C), logits, target)
 
     def reference(logits: NDArray[np.float64], target: NDArray[np.int64]) -> float:
         return sum(factor * plain(name, params)(logits, target) for factor, name, params in parts)

@@ -179,10 +179,10 @@ def test_a_mask_of_plain_rows_is_read_as_the_decoder_reads_it(tmp_path, colour_t
         except Exception:
             return "refused"
 
-    # What PIL itself makes of the file.
-    expected = outcome(lambda: np.array(Image.open(path)))
+    # What PIL itself makes of the file; but PIL does not look at the checksum of pixels.
+    expected = outcome(lambda: np.array(Image.open(path))) if damage != "checksum" else "refused"
     assert outcome(lambda: read_mask(path)) == expected
-    assert (expected == IDS.tolist()) == (damage in (None, "checksum", "long", "filter", "end", "critical chunk"))
+    assert (expected == IDS.tolist()) == (damage in (None, "long", "filter", "end", "critical chunk"))
 
 
 def test_a_mask_of_plain_rows_is_held_to_the_limit_of_pixels(tmp_path):

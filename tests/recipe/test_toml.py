@@ -249,6 +249,11 @@ def test_dates_infinities_and_numbers_beyond_64_bits_are_found_wherever_they_are
     ]  # fmt: skip
 
 
+def test_a_nul_in_a_text_is_found() -> None:
+    nul = "expected text, found a NUL character in it, which ends text for much of a computer"
+    assert without_foreign({"a": ["b", "c\0"]}) == ({"a": ["b", None]}, [(("a", 1), nul)])
+
+
 # Writing
 
 
@@ -256,7 +261,7 @@ scalars = (
     st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8"))
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 )
 values = st.recursive(
     scalars,

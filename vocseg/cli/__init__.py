@@ -1,6 +1,7 @@
 """The command line. Each command is a file here that imports what it needs when it is called."""
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -61,7 +62,7 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
-    from vocseg.errors import VocsegError
+    from vocseg.errors import Problem, VocsegError, one_line
 
     atexit.register(_end_quickly)
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that cannot show a letter is no reason to stop
@@ -77,30 +78,50 @@ def main() -> None:
         if debug:
             raise
         if "--json" in arguments:
-            import json
+            from vocseg.cli.output import print_json
 
-            print(json.dumps({"error": [str(problem) for problem in error.problems], "exit_code": error.exit_code}))
+            print_json({"error": [str(p) for p in error.problems], "exit_code": error.exit_code}, indent=None)
         rank = os.environ.get("RANK", "0")  # torchrun's processes: what all of them find, the first one says
         if rank == "0" or error.exit_code not in (2, 130, 143):
             for problem in error.problems:
                 click.echo(problem if rank == "0" else f"process {rank}: {problem}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        for line in text.getvalue().splitlines():
+            click.echo(Problem("", line), err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
     except BrokenPipeError:  # `vocseg list | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_output()
         sys.exit(0)
+    except (OSError, MemoryError) as error:  # the machine's affair, wherever it came up
+        if debug:
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error) or "not enough memory"
+        click.echo(Problem(str(getattr(error, "filename", None) or ""), f"{reason}; --debug shows where"), err=True)
+        _end_output()
+        sys.exit(4)
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True
-        )
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        click.echo(Problem("internal error", f"{reason}; please report it with the output of --debug"), err=True)
         sys.exit(1)
+
+
+def _end_output() -> None:
+    """Lets go of what cannot be printed, which Python would try once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, ValueError):  # it was closed from the start
+        return
 
 
 def _end_quickly() -> None:

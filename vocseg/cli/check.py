@@ -1,7 +1,6 @@
 """`vocseg check`: would this recipe run, and does this architecture keep its contract?"""
 
 import contextlib
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vocseg.cli import options
-from vocseg.errors import Problem, UsageError, did_you_mean
+from vocseg.cli.output import print_json, print_line
+from vocseg.errors import Problem, UsageError, did_you_mean, visible
 
 if TYPE_CHECKING:
     from vocseg.testing import Row
@@ -82,15 +82,15 @@ def _try_recipe(
 
     report = try_recipe(read)
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     width = max(map(len, report))
     for name, value in report.items():
         shown = f"{value:,}" if isinstance(value, int) else str(value)
         if name.endswith("_bytes"):
             name, shown = name.removesuffix("_bytes"), f"{value / 2**20:,.0f} MiB"
-        click.echo(f"{name.replace('_', ' '):<{width}}  {shown}")
-    click.echo(f"{read.path}: ready to run")
+        print_line(f"{name.replace('_', ' '):<{width}}  {shown}")
+    print_line(f"{read.path}: ready to run")
 
 
 def _check_architectures(
@@ -110,14 +110,15 @@ def _check_architectures(
     rows: list[Row] = []
     for subject in subjects:
         if rows and not as_json:
-            click.echo()
+            print_line()
         rows += _check(subject, params, without, as_json)
     if as_json:
-        click.echo(json.dumps([row.as_dict() for row in rows], indent=2, ensure_ascii=False))
+        print_json([row.as_dict() for row in rows])
     if "--debug" in sys.argv:  # which `main` has taken from the arguments
         for row in rows:
             if row.error is not None:
-                click.echo(f"\n{row.architecture}: {row.name}", err=True)
+                print_line(err=True)
+                print_line(f"{row.architecture}: {row.name}", err=True)
                 traceback.print_exception(row.error)
     if any(row.verdict == "fail" for row in rows):
         sys.exit(UsageError.exit_code)
@@ -169,7 +170,7 @@ def _check(subject: "Subject", params: dict[str, Any], without: tuple[str, ...],
         with contextlib.redirect_stdout(sys.stderr):
             row = next(coming, None)
         if not rows and not as_json:
-            click.echo(f"{click.style(subject.name, bold=True)}  {subject.source}")
+            click.echo(f"{click.style(visible(subject.name), bold=True)}  {visible(subject.source)}")
         if row is None:
             break
         rows.append(row)
@@ -177,7 +178,7 @@ def _check(subject: "Subject", params: dict[str, Any], without: tuple[str, ...],
             _print_row(row, width)
     if not as_json:
         for line in ending(rows):
-            click.echo(line)
+            print_line(line)
     return rows
 
 
@@ -187,7 +188,7 @@ def _print_row(row: "Row", width: int) -> None:
         from vocseg.testing.report import plain_lines
 
         for line in plain_lines(row, width):
-            click.echo(line)
+            print_line(line)
     elif row.verdict != "skip":
         from rich.console import Console
         from rich.table import Table
@@ -198,6 +199,6 @@ def _print_row(row: "Row", width: int) -> None:
         table.add_column(width=4, no_wrap=True)
         table.add_column(width=width, no_wrap=True)
         table.add_column(overflow="fold")
-        remedy = (f"\n-> {row.remedy}", style) if row.remedy else ""
-        table.add_row(Text(row.verdict, style), Text(row.name), Text.assemble(row.found, remedy))
+        remedy = (f"\n-> {visible(row.remedy)}", style) if row.remedy else ""
+        table.add_row(Text(row.verdict, style), Text(row.name), Text.assemble(visible(row.found), remedy))
         Console(highlight=False).print(table)

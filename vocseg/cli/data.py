@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json, print_line
 from vocseg.cli.progress import progress_bar
+from vocseg.errors import visible
 
 if TYPE_CHECKING:
     from vocseg.data.dataset import Dataset
@@ -48,7 +50,7 @@ def fetch(name: str, data: Path) -> None:
     with progress_bar("downloading", in_bytes=True) as (progress, say):
         done = fetch(name, data, progress, say=say)
     what = f"unpacked {', '.join(done)}" if done else "nothing was missing"
-    click.echo(f"{name} is complete in {data}: {what}")
+    print_line(f"{name} is complete in {data}: {what}")
 
 
 @command.command()
@@ -73,25 +75,24 @@ def verify(
     Reports, each with its file, what is missing or cannot be read, masks of another size than their image, unknown
     ids, and images that are in two splits. Exits with 3 if there is any of that; remarks do not count.
     """
-    import json
     from dataclasses import asdict
 
     from vocseg.data.verify import verify
     from vocseg.errors import DataError
 
-    opened = _open(target, splits, data, overrides, plugins)
+    opened = _open(target, splits, data, overrides, plugins, incomplete=True)
     with progress_bar("reading") as (progress, _):
         findings = verify(opened, progress)
     if as_json:
         images = {split: len(dataset) for split, dataset in opened.items()}
-        click.echo(json.dumps({"images": images, **asdict(findings)}, indent=2, ensure_ascii=False))
+        print_json({"images": images, **asdict(findings)})
         context.exit(DataError.exit_code if findings.problems else 0)
     for remark in findings.remarks:
-        click.echo(f"remark: {remark}")
+        print_line(f"remark: {remark}")
     if findings.problems:
         raise DataError(*findings.problems)
     read = ", ".join(f"{split} {len(dataset):,}" for split, dataset in opened.items())
-    click.echo(f"no problems in {sum(map(len, opened.values())):,} images ({read})")
+    print_line(f"no problems in {sum(map(len, opened.values())):,} images ({read})")
 
 
 @command.command()
@@ -112,8 +113,6 @@ def stats(
     out: Path | None,
 ) -> None:
     """Count images and pixels per class in TARGET: a recipe, or voc2007 to voc2012."""
-    import json
-
     from vocseg.data.stats import stats
     from vocseg.errors import EnvironmentFault, Problem, UsageError
 
@@ -132,9 +131,7 @@ def stats(
         except OSError as error:
             raise EnvironmentFault(Problem(str(out), f"cannot be written: {error.strerror or error}")) from error
     if as_json:
-        click.echo(
-            json.dumps({split: _as_json(counts) for split, counts in counted.items()}, indent=2, ensure_ascii=False)
-        )
+        print_json({split: _as_json(counts) for split, counts in counted.items()})
     else:
         _print_table(counted)
 
@@ -159,11 +156,18 @@ def fetch_for(recipe: "Recipe") -> None:
 
 
 def _open(
-    target: str, splits: tuple[str, ...], data: Path | None, overrides: tuple[str, ...], plugins: Path | None
+    target: str,
+    splits: tuple[str, ...],
+    data: Path | None,
+    overrides: tuple[str, ...],
+    plugins: Path | None,
+    incomplete: bool = False,
 ) -> dict[str, "Dataset"]:
     from vocseg.build import open_datasets
 
-    return open_datasets(target, data=data, overrides=overrides, plugins=plugins, splits=splits or None)
+    return open_datasets(
+        target, data=data, overrides=overrides, plugins=plugins, splits=splits or None, incomplete=incomplete
+    )
 
 
 def _as_json(counts: "Stats") -> dict[str, object]:
@@ -192,23 +196,23 @@ def _print_table(splits: dict[str, "Stats"]) -> None:
     table = Table("class", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for split in splits:
         for column in ("images", "pixels", "share"):
-            table.add_column(f"{escape(split)}\n{column}", justify="right", no_wrap=True)
+            table.add_column(f"{escape(visible(split))}\n{column}", justify="right", no_wrap=True)
     some = next(iter(splits.values()))
     for i, name in enumerate(some.classes):
         cells = (
             (f"{s.class_images[i]:,}", f"{s.class_pixels[i]:,}", f"{s.pixel_shares[i]:.2%}") for s in splits.values()
         )
-        table.add_row(escape(name), *(cell for three in cells for cell in three))
+        table.add_row(escape(visible(name)), *(cell for three in cells for cell in three))
     table.add_section()
     void = (("", f"{s.void_pixels:,}", f"{s.void_share:.2%}") for s in splits.values())
     table.add_row("void (of all pixels)", *(cell for three in void for cell in three))
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:
         console.width = 40 + 40 * len(splits)  # a file has no width to fit into
     console.print(table)
     for split, s in splits.items():
         console.print(
-            f"{split}: {s.images:,} images, "
+            f"{visible(split)}: {s.images:,} images, "
             f"width {s.widths.min} to {s.widths.max}, median {s.widths.median:g}; "
             f"height {s.heights.min} to {s.heights.max}, median {s.heights.median:g}",
             markup=False,

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from vocseg.cli import options
-from vocseg.errors import UsageError, did_you_mean, shown_path
+from vocseg.cli.output import print_json, printable
+from vocseg.errors import UsageError, did_you_mean, shorten, shown_path, visible
 from vocseg.plugins import bundled, discover
-from vocseg.registry import KINDS, BrokenPlugin, Component
+from vocseg.registry import KINDS, BrokenPlugin, Component, Registry
 
 BROKEN = "broken"
 """Stands for the kind of what could not be read or, with --load, imported."""
@@ -41,16 +42,19 @@ def command(what: str | None, as_json: bool, plugins: Path | None, load: bool) -
     if what is None or what in KINDS:
         rows = [_row(c, load) for c in registry if what in (None, c.kind)]
         rows += [_broken_row(b) for b in registry.broken]
+        rows += [_clash_row(c, registry) for c in registry.clashes if what in (None, c.kind)]
         _print_rows(rows, as_json, {c.source for c in registry if c.origin not in ("vocseg", "bundled")})
     elif named and as_json:
-        _print_json([_details(c) for c in named])
+        print_json([_details(c) for c in named])
     elif named:
         for component in named:
             _print_component(component)
+    elif clashes := [c for c in registry.clashes if c.name == what]:
+        raise UsageError(*dict.fromkeys(registry.missing(c.kind, what) for c in clashes))
     else:
         known = did_you_mean(what, [*KINDS, RECIPE, *(c.name for c in registry)])
         notes = [f"note: {shown_path(b.file)} could not be read: {b.reason}" for b in registry.broken]
-        raise UsageError(f"no kind or component is named '{what}'{known}", *notes)
+        raise UsageError(f"no kind or component is named '{shorten(what)}'{known}", *notes)
 
 
 def _row(component: Component, load: bool) -> dict[str, str]:
@@ -68,16 +72,22 @@ def _broken_row(plugin: BrokenPlugin) -> dict[str, str]:
     return {"kind": BROKEN, "name": Path(plugin.file).name, "summary": plugin.reason, "source": plugin.file}
 
 
+def _clash_row(component: Component, registry: Registry) -> dict[str, str]:
+    reason = registry.missing(component.kind, component.name)
+    return {"kind": BROKEN, "name": component.name, "summary": reason, "source": component.source}
+
+
 def _recipe_rows(folder: Path) -> Iterator[dict[str, str]]:
     """The shipped recipes and those of `folder` and its `recipes/`, with what they say of themselves."""
-    from vocseg.recipe.toml import parse
+    from vocseg.recipe.toml import MAX_BYTES, parse
 
     shipped = sorted(bundled("recipes").glob("*.toml"))
     own = [*sorted(folder.glob("*.toml")), *sorted((folder / "recipes").glob("*.toml"))]
     # Files only: an editor may have left a link to nowhere beside the recipe that it has open.
     for path in dict.fromkeys(path.resolve() for path in [*shipped, *own] if path.is_file()):
         try:
-            content = parse(path.read_bytes(), str(path))
+            with open(path, "rb") as file:
+                content = parse(file.read(MAX_BYTES + 1), str(path))
         except UsageError as error:
             wrong = error.problems[0]
             yield {"kind": BROKEN, "name": path.name, "summary": wrong.message, "source": wrong.where}
@@ -109,20 +119,15 @@ def _details(component: Component) -> dict[str, Any]:
     return {**_row(component, load=False), "doc": component.doc, "parameters": parameters}
 
 
-def _print_json(rows: Sequence[dict[str, Any]]) -> None:
-    import json
-
-    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-
-
 def _print_rows(rows: Sequence[dict[str, str]], as_json: bool, foreign: Collection[str] = ()) -> None:
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif sys.stdout.isatty():
         _print_table(rows, foreign)
     else:  # one line a component, whatever the width, for grep and cut
         for row in rows:
-            click.echo("\t".join([row["kind"], row["name"], row["summary"], shown_path(row["source"])]))
+            fields = row["kind"], row["name"], row["summary"], shown_path(row["source"])
+            click.echo("\t".join(map(visible, fields)))
 
 
 def _print_table(rows: Sequence[dict[str, str]], foreign: Collection[str]) -> None:
@@ -143,10 +148,10 @@ def _print_table(rows: Sequence[dict[str, str]], foreign: Collection[str]) -> No
         table.add_column(width=width, no_wrap=True)
         table.add_column(overflow="fold")
         for row in of_kind:
-            summary = Text(row["summary"])
+            summary = Text(visible(row["summary"]))
             if kind == BROKEN or row["source"] in foreign:
-                summary.append(f"  {shown_path(row['source'])}", "dim")
-            table.add_row(Text(row["name"], "red" if kind == BROKEN else "cyan"), summary)
+                summary.append(f"  {visible(shown_path(row['source']))}", "dim")
+            table.add_row(Text(visible(row["name"]), "red" if kind == BROKEN else "cyan"), summary)
         console.print(Padding(table, (0, 0, 0, 2)))
     if rows and rows[0]["kind"] == RECIPE:
         hint = "vocseg show NAME prints one whole."
@@ -173,7 +178,7 @@ def _print_component(component: Component) -> None:
     for paragraph in filter(None, text.split("\n\n")):
         plain = not any(line.startswith((" ", "-", "*")) for line in paragraph.splitlines())
         console.print()
-        console.print(Padding(Text(" ".join(paragraph.split()) if plain else paragraph), (0, 2)))
+        console.print(Padding(Text(printable(" ".join(paragraph.split()) if plain else paragraph)), (0, 2)))
     if component.parameters:
         console.print()
         table = Table.grid(padding=(0, 2))
@@ -182,10 +187,10 @@ def _print_component(component: Component) -> None:
         table.add_column(overflow="fold")
         for p in component.parameters:
             default = "required" if p.required else ("not set" if p.default is None else write_value(p.default))
-            values = Text(describe_type(p.annotation), "italic")
-            meaning = Text.assemble(values, "\n", said[p.name]) if p.name in said else values
+            values = Text(visible(describe_type(p.annotation)), "italic")
+            meaning = Text.assemble(values, "\n", visible(said[p.name])) if p.name in said else values
             table.add_row(Text(p.name, "cyan"), Text(default, "yellow" if p.required else ""), meaning)
         console.print(Padding(table, (0, 2)))
     if shared:
         console.print(Padding(Text(f"Every {place.header} also takes {', '.join(shared)}.", "dim"), (1, 2, 0, 2)))
-    console.print(Text(f"\n  {shown_path(component.source)}", "dim"))
+    console.print(Text(f"\n  {visible(shown_path(component.source))}", "dim"))

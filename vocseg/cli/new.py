@@ -1,11 +1,11 @@
 """`vocseg new`: the files of a plugin of one's own."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json, print_line
 from vocseg.errors import shown_path
 from vocseg.new import KINDS, write_new
 
@@ -29,10 +29,11 @@ def command(kind: str, name: str, copied: str | None, package: bool, as_json: bo
     written = write_new(kind, name, Path.cwd(), copied=copied, package=package)
     files = [shown_path(path) for path in written.files]
     if as_json:
-        click.echo(json.dumps({"written": files, "next": written.commands}, indent=2, ensure_ascii=False))
+        print_json({"written": files, "next": written.commands})
         return
     for file in files:
-        click.echo(file)
-    click.echo("\nNext:")
+        print_line(file)
+    print_line()
+    print_line("Next:")
     for line in written.commands:
-        click.echo(f"  {line}")
+        print_line(f"  {line}")

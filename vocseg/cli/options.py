@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from vocseg.cli.output import print_line
+
 FOLDER = click.Path(path_type=Path)
 
 plugins = click.option(
@@ -33,7 +35,7 @@ seed = click.option(
 
 def note(text: str) -> None:
     """Says what the user should know and need not act on."""
-    click.echo(f"note: {text}", err=True)
+    print_line(f"note: {text}", err=True)
 
 
 def recipe_options(function: Callable) -> Callable:

@@ -1,11 +1,11 @@
 """`vocseg predict`: segment images."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json, print_line
 
 
 @click.command("predict")
@@ -35,6 +35,6 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, 
             advance(predicted.done, predicted.total)
             if as_json:
                 entry = {"image": predicted.source, "mask": predicted.mask, "overlay": predicted.overlay}
-                click.echo(json.dumps({key: str(value) for key, value in entry.items()}))
+                print_json({key: str(value) for key, value in entry.items()}, indent=None)
     if not as_json:
-        click.echo(f"{done} image{'' if done == 1 else 's'}: masks and overlays in {out or run / 'predictions'}")
+        print_line(f"{done} image{'' if done == 1 else 's'}: masks and overlays in {out or run / 'predictions'}")

@@ -1,6 +1,5 @@
 """What a run says while it goes: a live display on a terminal, plain lines elsewhere, JSON lines, or nothing."""
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any
 import click
 import torch
 
+from vocseg.cli.output import print_json, print_line
+from vocseg.errors import visible
 from vocseg.evaluate.validation import Scored
 from vocseg.run import Event, Finished, Started
 from vocseg.runs.files import without_nan
@@ -37,7 +38,7 @@ class Quiet:
     def follow(self, events: Iterator[Event]) -> None:
         for event in events:
             if isinstance(event, Finished):
-                click.echo(str(event.run))
+                print_line(str(event.run))
 
 
 class Json:
@@ -53,7 +54,7 @@ class Json:
                 self._print({"event": "finished", "run": str(event.run), **event.result})
 
     def _print(self, value: dict[str, Any]) -> None:
-        click.echo(json.dumps(without_nan(value), ensure_ascii=False))
+        print_json(without_nan(value), indent=None)
         sys.stdout.flush()
 
 
@@ -68,7 +69,7 @@ class Plain:
             if isinstance(event, Started):
                 started = event
                 for line in describe(event):
-                    click.echo(line)
+                    print_line(line)
             elif isinstance(event, Step):
                 assert started is not None
                 pace.step(event)
@@ -113,7 +114,7 @@ class Live:
                 if isinstance(event, Started):
                     started = event
                     for line in describe(event):
-                        console.print(line, highlight=False, markup=False)
+                        console.print(visible(line), highlight=False, markup=False, emoji=False)
                     progress.update(bar, description="training", total=event.steps_per_epoch)
                 elif isinstance(event, Step):
                     assert started is not None
@@ -216,7 +217,9 @@ def print_result(event: Finished) -> None:
     print_figures(event.result)
     minutes, best = event.result["minutes"], event.result["best_epoch"]
     click.echo(f"weights of epoch {best} of {event.result['epochs']}, {minutes:.1f} minutes")
-    click.echo(str(event.run))
+    for note in event.notes:
+        print_line(note)
+    print_line(str(event.run))
 
 
 def print_figures(result: dict[str, Any]) -> None:
@@ -224,23 +227,23 @@ def print_figures(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 100
     low, high = result["miou_interval"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{result['split']}, {result['images']} images")
+    table.add_column(f"{visible(result['split'])}, {result['images']} images")
     table.add_column("mIoU", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("pixel accuracy", justify="right")
     row = (f"{result['miou']:.4f}", f"{low:.4f} to {high:.4f}", f"{result['pixel_accuracy']:.4f}")
-    table.add_row(result["recipe"], *row, style="bold")
+    table.add_row(visible(result["recipe"]), *row, style="bold")
     for name, null in result["null_models"].items():
         table.add_row(name, f"{null['miou']:.4f}", "", f"{null['pixel_accuracy']:.4f}")
     console.print()
     console.print(table)
-    iou = [f"{name} {'absent' if value != value else f'{value:.2f}'}" for name, value in result["iou"].items()]
+    iou = [f"{visible(name)} {'absent' if value != value else f'{value:.2f}'}" for name, value in result["iou"].items()]
     if len(iou) <= 40:
         console.print()
-        console.print("IoU  " + "  ".join(f"{entry}" for entry in iou), markup=False, soft_wrap=False)
+        console.print("IoU  " + "  ".join(iou), soft_wrap=False)
     console.print()

@@ -35,33 +35,42 @@ def command(
     vocseg run quickstart
     vocseg run recipes/transfer_resnet34.toml --data DIR --set train.epochs=20
     vocseg run --resume runs/quickstart/20260102-030405-ab12
+
+    With --resume, --data says where the run's images are now, and --set changes what nothing computed depends on:
+    data.root, data.workers, data.cache, data.timeout_seconds, train.on_nonfinite, train.checkpoint_minutes and
+    description.
     """
     from vocseg.errors import UsageError
 
     if (recipe is None) == (resume is None):
         raise UsageError("vocseg run takes a RECIPE, or --resume RUN")
-    if resume is not None and (overrides or data or seed is not None or plugins or fetch or out):
-        raise UsageError("--resume goes on with the run's own recipe; it takes --device, --quiet and --json only")
+    if resume is not None and (seed is not None or plugins or fetch or out):
+        raise UsageError(
+            "--resume goes on with the run's own recipe, in its own folder; it takes --data, --set, --device, --quiet "
+            "and --json only"
+        )
     from vocseg.process import prepare_process
+    from vocseg.witness import witnessed
 
     prepare_process()
-    read = None
-    if recipe is not None:
-        from vocseg.recipe.prepare import load_recipe
+    with witnessed():
+        read = None
+        if recipe is not None:
+            from vocseg.recipe.prepare import load_recipe
 
-        # The recipe is checked before torch is imported: its errors come at once.
-        read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins, to_run=not fetch)
-        if fetch:
-            from vocseg.cli.data import fetch_for
+            # The recipe is checked before torch is imported: its errors come at once.
+            read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins, to_run=not fetch)
+            if fetch:
+                from vocseg.cli.data import fetch_for
 
-            fetch_for(read)
-    from vocseg import run
-    from vocseg.cli import reporters
-    from vocseg.distributed import end_process
+                fetch_for(read)
+        from vocseg import run
+        from vocseg.cli import reporters
+        from vocseg.distributed import end_process
 
-    reporter = reporters.choose(quiet=quiet, as_json=as_json)
-    if read is not None:
-        reporter.follow(run.start(read, out=out or Path("runs"), device=device))
-    elif resume is not None:
-        reporter.follow(run.resume(resume, device=device))
-    end_process()
+        reporter = reporters.choose(quiet=quiet, as_json=as_json)
+        if read is not None:
+            reporter.follow(run.start(read, out=out or Path("runs"), device=device))
+        elif resume is not None:
+            reporter.follow(run.resume(resume, device=device, overrides=overrides, data=data))
+        end_process()

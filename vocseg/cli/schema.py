@@ -1,11 +1,11 @@
 """`vocseg schema`: the JSON schema of recipes."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json
 
 
 @click.command("schema")
@@ -18,4 +18,4 @@ def command(plugins: Path | None) -> None:
     from vocseg.plugins import discover
     from vocseg.recipe.writer import json_schema
 
-    click.echo(json.dumps(json_schema(discover(project=Path.cwd(), plugins=plugins)), indent=2, ensure_ascii=False))
+    print_json(json_schema(discover(project=Path.cwd(), plugins=plugins)))

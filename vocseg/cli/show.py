@@ -1,11 +1,11 @@
 """`vocseg show`: a recipe as it will be run."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vocseg.cli import options
+from vocseg.cli.output import print_json
 
 
 @click.command("show")
@@ -24,7 +24,7 @@ def command(
 
     read, _ = load_recipe(recipe, overrides=overrides, data=data, seed=seed, plugins=plugins)
     if as_json:
-        click.echo(json.dumps(read.resolved, indent=2, ensure_ascii=False))
+        print_json(read.resolved)
         return
     lines = list(resolved_lines(read))
     width = min(max((len(line) for line, default in lines if default), default=0), 48)

@@ -130,10 +130,17 @@ def rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]), target.reshape(-1)
 
 
-def weighted_sum(terms: Sequence[tuple[float, LossFunction]]) -> LossFunction:
-    """The sum of several losses, each with its factor."""
+def weighted_sum(terms: Sequence[tuple[float, LossFunction]], num_classes: int) -> LossFunction:
+    """The sum of several losses, each with its factor, for logits of so many classes.
+
+    Raises:
+        ValueError: when it is given logits of another number, of which some losses make sense without a word.
+    """
 
     def function(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape[1] != num_classes:
+            message = f"expected logits of {num_classes} classes, found {logits.shape[1]}"
+            raise ValueError(f"{message}; the architecture has to give num_classes of them")
         return torch.stack([factor * term(logits, target) for factor, term in terms]).sum()
 
     return function

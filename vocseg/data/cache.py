@@ -14,6 +14,7 @@ import secrets
 import shutil
 import struct
 import time
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -109,7 +110,7 @@ def _in_memory(dataset: Dataset, limit: int) -> Dataset:
                 size += pair[0].nbytes + pair[1].nbytes
         return pair
 
-    return Dataset(dataset.classes, dataset.names, read, dataset.files, dataset.palette)
+    return replace(dataset, read=read)
 
 
 def _on_disk(dataset: Dataset, folder: "_Folder") -> Dataset:
@@ -124,7 +125,7 @@ def _on_disk(dataset: Dataset, folder: "_Folder") -> Dataset:
             folder.save(place, pair)
         return pair
 
-    return Dataset(dataset.classes, dataset.names, read, dataset.files, dataset.palette)
+    return replace(dataset, read=read)
 
 
 class _Folder:

@@ -23,6 +23,7 @@ class Dataset:
             Raises DataError, naming the file, for what cannot be read or holds an unknown id.
         files: the image's and the mask's file for each image; empty where images are drawn, not read.
         palette: one RGB colour a class, for masks and overlays; empty for the VOC colour map.
+        timeout: seconds after which reading an image counts as hanging; 0: never.
     """
 
     classes: tuple[str, ...]
@@ -30,6 +31,7 @@ class Dataset:
     read: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.uint8]]]
     files: Sequence[tuple[Path, Path]] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    timeout: float = 300.0
 
     def __len__(self) -> int:
         return len(self.names)

@@ -17,11 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vocseg.errors import DataError, EnvironmentFault, Problem
-
-try:
-    import fcntl
-except ImportError:  # on Windows two downloads at once into one folder end in a wrong SHA-256
-    fcntl = None  # type: ignore[assignment]
+from vocseg.lock import take_lock
 
 TIMEOUT = 20.0
 """Seconds to wait for a connection, and for the next bytes."""
@@ -41,17 +37,13 @@ def alone_in(folder: Path, *, busy: str = "") -> Iterator[None]:
     Raises:
         EnvironmentFault: another is running, and `busy` is to say so.
     """
-    if fcntl is None:
+    if os.name == "nt":  # where folders cannot be opened; two downloads at once then end in a wrong SHA-256
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise EnvironmentFault(Problem(str(folder), busy)) from None
-        except OSError:
-            pass  # a network file system without locks
+        if not take_lock(descriptor, wait=not busy):
+            raise EnvironmentFault(Problem(str(folder), busy))
         yield
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ The hosts publish no SHA-256. Those below stand in torchvision's source (`torchv
 projects that downloaded the three VOC archives record the same ones; for SBD we know of no second record.
 """
 
+import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -221,6 +222,8 @@ def _is_present(archive: Archive, root: Path) -> bool:
     for split in archive.splits:
         names = read_list(folder, split)
         files = [file for i in names for file in (f"JPEGImages/{i}.jpg", f"{archive.masks}/{i}.png")]
+        if not all(re.fullmatch("[0-9_]+", i) for i in names):
+            return False
         if not names or not all((folder / file).is_file() for file in files):
             return False
     return True

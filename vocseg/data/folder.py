@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vocseg import dataset
 from vocseg.data.dataset import Dataset, FilePairs
 from vocseg.data.lists import first_ten, read_lines
-from vocseg.errors import DataError, Problem, UsageError
+from vocseg.errors import DataError, IncompleteError, Problem, UsageError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MASK_SUFFIXES = (".png",)
@@ -53,7 +53,8 @@ def folder(
         split_seed: another seed gives another split.
 
     Raises:
-        DataError: a folder or list is missing, or an image and a mask do not pair up.
+        DataError: a folder or list is missing, or names are not unique.
+        IncompleteError: an image has no mask, or a mask no image.
     """
     root = Path(root)
     if len(set(classes)) < len(classes):
@@ -73,7 +74,7 @@ def folder(
     else:
         names = sorted(image_files.keys() | mask_files.keys())
         where = f"in {root}"
-    problems = []
+    problems, missing = [], []
     for kind, found, twice, home, suffixes in (
         ("image", image_files, image_twice, root / images, _IMAGE_SUFFIXES),
         ("mask", mask_files, mask_twice, root / masks, _MASK_SUFFIXES),
@@ -83,7 +84,7 @@ def folder(
             problems.append(Problem(str(home), f"more than one {kind} is named {first_ten(double)}; keep one of each"))
         unpaired = [name for name in names if name not in found]
         if unpaired:
-            problems.append(
+            missing.append(
                 Problem(
                     str(home),
                     f"no {kind} ({', '.join(suffixes)}) for {len(unpaired)} of {len(names)} names {where}: "
@@ -91,16 +92,26 @@ def folder(
                 )
             )
     if problems:
-        raise DataError(*problems)
+        raise DataError(*problems, *missing)
     if not splits:
         names = _seeded_split(names, split, val_fraction, split_seed, root)
-    files = FilePairs(Path(), [(image_files[name], mask_files[name]) for name in names])
+    expected = os.path.join(root, images, ""), os.path.join(root, masks, "")
+    files = FilePairs(
+        Path(),
+        [
+            (image_files.get(name, f"{expected[0]}{name}.jpg"), mask_files.get(name, f"{expected[1]}{name}.png"))
+            for name in names
+        ],
+    )
     from vocseg.data.images import read_pair  # wanted, with its decoders, once all is found
 
     def read(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return read_pair(*files[index], len(classes))
 
-    return Dataset(classes, tuple(names), read, files)
+    opened = Dataset(classes, tuple(names), read, files)
+    if missing:
+        raise IncompleteError(*missing, rest=opened)
+    return opened
 
 
 def _find(home: Path, other: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, str], set[str]]:

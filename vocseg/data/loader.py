@@ -8,7 +8,8 @@ of (seed, epoch, position) and does not depend on the number of threads.
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import Tensor
 from vocseg.data.dataset import Dataset
 from vocseg.data.render import Views, stack_views
 from vocseg.data.sample import Sample, Unrendered
-from vocseg.errors import Problem, UsageError
+from vocseg.data.threads import Readers, read
+from vocseg.errors import Problem, TrainingError, UsageError, VocsegError, one_line
 
 Augment = Callable[[Sample, np.random.Generator], None]
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -39,6 +41,7 @@ class TrainingBatches:
         rank, size: which of how many equal parts of every batch is read here; the others are other processes'.
         pin: put batches into pinned memory, from which a GPU copies without being waited for.
         render: compute the images here; else batches are `Views`, to be rendered where they go.
+        augmentation_names: what to call the augmentations where one fails.
 
     Raises:
         UsageError: a batch cannot be shared equally by the processes.
@@ -58,9 +61,11 @@ class TrainingBatches:
         size: int = 1,
         pin: bool = False,
         render: bool = True,
+        augmentation_names: Sequence[str] = (),
     ):
         self.dataset = dataset
         self.augmentations = tuple(augmentations)
+        self.augmentation_names = augmentation_names
         self.seed = seed
         self.fill = fill
         self.workers = workers or max(1, (os.cpu_count() or 1) // size)
@@ -99,10 +104,13 @@ class TrainingBatches:
 
         Raises:
             DataError: an image or mask cannot be read.
+            HangError: reading one does not end.
+            TrainingError: an augmentation failed.
             UsageError: samples of one batch differ in size.
         """
         coming = self._positions_of(first, stop, skip, len(self) if per_epoch is None else per_epoch)
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="vocseg-loader") as pool:
+        # Where the consumer stops early, no thread goes on with what nobody will see.
+        with closing(Readers(self.workers, self.dataset.timeout, "vocseg-loader")) as readers:
             ahead: deque[Future[Batch]] = deque()
 
             def submit() -> None:
@@ -111,21 +119,23 @@ class TrainingBatches:
                     return
                 epoch, positions = batch
                 parts = [  # one task a thread, for a task costs a tenth of what a sample from the cache does
-                    pool.submit(self._samples, epoch, part.tolist())
+                    readers.submit(self._samples, epoch, part.tolist())
                     for part in np.array_split(positions, min(self.workers, len(positions)))
                 ]
                 # What it waits for was submitted before it and has been begun, so that waiting ends.
-                ahead.append(pool.submit(self._stack, parts))
+                ahead.append(readers.submit(self._stack, parts))
 
-            try:
-                for _ in range(2 + self.workers // self.batch_size):
-                    submit()
-                while ahead:
-                    batch = ahead.popleft().result()
-                    submit()
-                    yield batch
-            finally:  # the consumer stopped early: let no thread work on what nobody will see
-                pool.shutdown(wait=True, cancel_futures=True)
+            for _ in range(2 + self.workers // self.batch_size):
+                submit()
+            while ahead:
+                batch = readers.result(ahead.popleft())
+                submit()
+                yield batch
+
+    def names(self, epoch: int, first: int, batches: int = 1) -> list[str]:
+        """The images of this process's part of so many batches of an epoch, without the partners that are mixed in."""
+        shown = self._positions_of(epoch, epoch + 1, first, first + batches)
+        return [self.dataset.names[i] for _, positions in shown for i in (positions % len(self.dataset)).tolist()]
 
     def _positions_of(
         self, first: int, stop: int, skip: int, per_epoch: int
@@ -139,11 +149,15 @@ class TrainingBatches:
 
     def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair] | list[Unrendered]:
         if self.render:
-            return [self.sample(epoch, position) for position in positions]
+            return [self._pair(epoch, position) for position in positions]
         return [self._sample(epoch, position).unrendered() for position in positions]
 
     def sample(self, epoch: int, position: int) -> Pair:
         """One augmented sample: image (h, w, 3) uint8 and mask (h, w) uint8."""
+        with closing(Readers(1, self.dataset.timeout, "vocseg-loader")) as readers:
+            return readers.result(readers.submit(self._pair, epoch, position))
+
+    def _pair(self, epoch: int, position: int) -> Pair:
         sample = self._sample(epoch, position)
         return sample.image, sample.mask
 
@@ -153,10 +167,17 @@ class TrainingBatches:
 
     def _augmented(self, index: int, rng: np.random.Generator, steps: int) -> Sample:
         """An image after the first so many augmentations. Each can draw partners that have been as far as it."""
-        sample = Sample(*self.dataset.read(index), fill=self.fill)
+        sample = Sample(*read(self.dataset, index), fill=self.fill)
         for step, augment in enumerate(self.augmentations[:steps]):
             sample.draw_partner = partial(self._partner, step)
-            augment(sample, rng)
+            try:
+                augment(sample, rng)
+            except (VocsegError, MemoryError):
+                raise
+            except BaseException as error:  # of a plugin, which may even try to exit
+                name = self.augmentation_names[step] if self.augmentation_names else f"number {step + 1}"
+                failed = f"augmentation '{name}' failed on it with {type(error).__name__}: {one_line(error)}"
+                raise TrainingError(Problem(self.dataset.names[index], f"{failed}; --debug shows where")) from error
         return sample
 
     def _partner(self, steps: int, rng: np.random.Generator) -> Sample:

@@ -3,8 +3,11 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing
 from typing import TypeVar
+
+from vocseg.data.threads import Readers
 
 Result = TypeVar("Result")
 
@@ -12,17 +15,20 @@ Progress = Callable[[int, int], None]
 """Gets how many are done, and how many there are."""
 
 
-def in_threads(function: Callable[[int], Result], count: int, progress: Progress | None = None) -> Iterator[Result]:
-    """function(0) to function(count - 1), in this order. The first exception ends it, and nothing is left running."""
+def in_threads(
+    function: Callable[[int], Result], count: int, progress: Progress | None = None, *, timeout: float = 0.0
+) -> Iterator[Result]:
+    """function(0) to function(count - 1), in this order. The first exception ends it, and nothing is left running.
+
+    Args:
+        timeout: seconds that a thread may be at one image, of those that say which they are at; 0: for ever.
+    """
     workers = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vocseg-reader")
     ahead: deque[Future[Result]] = deque()
-    try:
+    with closing(Readers(workers, timeout)) as readers:
         for done in range(1, count + 1):
             for index in range(done - 1 + len(ahead), min(count, done + 8 * workers)):
-                ahead.append(pool.submit(function, index))
-            yield ahead.popleft().result()
+                ahead.append(readers.submit(function, index))
+            yield readers.result(ahead.popleft())
             if progress:
                 progress(done, count)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -7,11 +7,14 @@ Architecture plugins never download; `imagenet_weights` and `published_weights` 
 hub, or, where that does not have them, from `url` into torch's cache.
 """
 
+import http.client
 import os
 import queue
 import re
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_SECONDS = 0.6  # a hub that does not open a connection in this time counts as out of reach
+ANSWER_SECONDS = 10.0  # and so does one that opens it and says nothing; `huggingface_hub` would wait for minutes
 
 
 def imagenet_weights(backbone: nn.Module, search: Sequence[Path], *, local_http: bool = False) -> Path:
@@ -94,7 +98,7 @@ def _find(published: dict[str, Any], what: str, search: Sequence[Path], local_ht
         constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     ):
         reason = "not on this machine, and HF_HUB_OFFLINE forbids to download them; unset it"
-    elif not _reachable(place):
+    elif not _reachable(place) or (repository and not _answers(place)):
         reason = f"not on this machine, and {host} does not answer; run once with a connection to it"
     else:
         try:
@@ -162,6 +166,22 @@ def _reachable(url: str) -> bool:
         return answers.get(timeout=HUB_SECONDS)
     except queue.Empty:
         return False
+
+
+def _answers(url: str) -> bool:
+    """Whether a host that takes connections has anything to say: what it says is for others to read."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "vocseg"})
+    try:
+        urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
+    except TimeoutError:
+        return False
+    except urllib.error.URLError as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        return not isinstance(error.reason, TimeoutError)
+    except (OSError, http.client.HTTPException):
+        return True
+    return True
 
 
 def _download(published: dict[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vocseg.data.dataset import VOID, Dataset
 from vocseg.data.parallel import Progress, in_threads
+from vocseg.data.threads import read
 
 
 class Spread(NamedTuple):
@@ -101,10 +102,10 @@ def _counts(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[NDArr
     """For each image the pixels of each of the 256 ids, and its height and width."""
 
     def count(index: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
-        mask = dataset.read(index)[1]
+        mask = read(dataset, index)[1]
         return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1])
 
-    return in_threads(count, len(dataset), progress)
+    return in_threads(count, len(dataset), progress, timeout=dataset.timeout)
 
 
 def _spread(numbers: list[int]) -> Spread:

@@ -1,7 +1,8 @@
 """Unpacking VOC's and SBD's archives: plain files of known names, and nothing else.
 
 An archive is checked against its SHA-256 before it comes here; this is the second line. The standard library's own
-`extractall(filter="data")` was left to write outside its folder (CVE-2025-4517).
+`extractall(filter="data")` was left to write outside its folder (CVE-2025-4517), and to read a header takes it as much
+memory and time as the archive asks for (CVE-2024-6232, CVE-2025-8194).
 """
 
 import gzip
@@ -9,19 +10,27 @@ import io
 import os
 import re
 import shutil
+import struct
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from vocseg.errors import DataError, EnvironmentFault, Problem
+from vocseg.errors import DataError, EnvironmentFault, Problem, one_line
 
 MAX_FILE = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
 MAX_MEMBERS = 200_000
 """Bytes in a file that is kept, bytes in all files, and files. The genuine archives hold 1 MB, 3 GB and 50,000."""
+
+_MAX_LIST = 2**20  # bytes of a split list
+_MAX_MAT = 16 * 2**20  # bytes of SBD's matrices of one image, once inflated
+_MAX_RATIO = 100  # bytes in all files for each of a compressed archive; images do not even halve
+_MAX_HEADER = 8192  # bytes of what stands before a file's own header, such as a long name
+_MAX_DEFAULTS = 100  # fields that hold for all files after them
 
 Unpacker = Callable[[tarfile.TarFile, str, Path, Path], None]
 """f(tar, its name, an empty folder to fill, the folder whose files will join those): what an archive is made into."""
@@ -45,10 +54,20 @@ def unpack(archive: Path, name: str, target: Path, unpacker: Unpacker) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=target) as folder:
         fresh = Path(folder)
         try:
-            with tarfile.open(archive, "r:*") as tar:
+            with archive.open("rb") as file:
+                compressed = file.read(2) == b"\x1f\x8b"
+            with tarfile.open(archive, "r:gz" if compressed else "r:", tarinfo=_Member) as tar:
                 unpacker(tar, name, fresh, target)
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(Problem(name, f"cannot be unpacked: {error}")) from error
+        except (
+            tarfile.TarError,
+            EOFError,
+            zlib.error,
+            gzip.BadGzipFile,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            raise DataError(Problem(name, f"cannot be unpacked: {one_line(error)}")) from error
         files = [path for path in fresh.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: (path.suffix == ".txt", path)):
             place = target / path.relative_to(fresh)
@@ -138,10 +157,21 @@ def import_loadmat() -> Callable[..., Any]:
 
 def _read_sbd_mask(content: bytes, where: str) -> Any:
     """The (h, w) uint8 class ids, 0 to 20, in one of SBD's .mat files."""
+    order = "<" if content[126:128] == b"IM" else ">"
+    at = 128
+    while at + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, at)
+        inflate = zlib.decompressobj()
+        if kind == 15:  # compressed; to SciPy, of any size
+            with suppress(zlib.error):
+                inflate.decompress(content[at + 8 : at + 8 + size], _MAX_MAT)
+            if inflate.unconsumed_tail:
+                raise DataError(Problem(where, f"expected matrices of at most {_MAX_MAT:,} bytes, found more"))
+        at += 8 + size
     try:
         mask = import_loadmat()(io.BytesIO(content))["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # SciPy raises whatever the bytes lead it to
-        raise DataError(Problem(where, f"cannot be read: {type(error).__name__}: {error}")) from error
+        raise DataError(Problem(where, f"cannot be read: {type(error).__name__}: {one_line(error)}")) from error
     if mask.ndim != 2 or mask.dtype != "uint8" or mask.max(initial=0) > 20:
         raise DataError(
             Problem(where, f"expected a uint8 mask of ids 0 to 20, found {mask.dtype} {mask.shape} up to {mask.max()}")
@@ -153,29 +183,66 @@ def wanted_files(tar: tarfile.TarFile, name: str, wanted: str) -> Iterator[tuple
     """The plain files whose whole name matches the pattern; the rest stays in the archive.
 
     Raises:
-        DataError: a member leads out of the archive; or it has a wanted name but is a link, a device, too large, or in
-            the archive twice; or the archive is too large.
+        DataError: a member leads out of the archive, or is a device; or it has a wanted name but is a link, too large,
+            or in the archive twice; or the archive is too large.
     """
     seen = set()
     total = 0
-    for count, member in enumerate(tar, start=1):
+    most = MAX_TOTAL
+    if isinstance(tar.fileobj, gzip.GzipFile):
+        most = min(most, max(MAX_FILE, _MAX_RATIO * os.path.getsize(tar.fileobj.name)))
+    for count, member in enumerate(iter(tar.next, None), start=1):
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
         total += member.size
         match = re.fullmatch(wanted, member.name.removeprefix("./"))
+        most_here = _MAX_LIST if member.name.endswith(".txt") else MAX_FILE
         problem = ""
-        if member.name.startswith("/") or ".." in member.name.split("/"):
+        if _leads_out(member.name):
             problem = "leads out of the archive"
-        elif total > MAX_TOTAL or count > MAX_MEMBERS:
-            problem = f"expected at most {MAX_TOTAL:,} bytes in {MAX_MEMBERS:,} files up to here, found more"
-        elif match and (not member.isreg() or member.issparse()):
+        elif total > most or count > MAX_MEMBERS:
+            problem = f"expected at most {most:,} bytes in {MAX_MEMBERS:,} files up to here, found more"
+        elif member.isdev() or (match and not member.isreg()):
             problem = "expected a plain file, found a folder, a link or a device"
-        elif match and member.size > MAX_FILE:
-            problem = f"expected at most {MAX_FILE:,} bytes, found {member.size:,}"
+        elif (member.issym() or member.islnk()) and _leads_out(member.linkname):
+            problem = "is a link that leads out of the archive"
+        elif member.size < 0 or (match and member.size > most_here):
+            problem = f"expected at most {most_here:,} bytes, found {member.size:,}"
         elif match and match[0] in seen:
             problem = "is in the archive twice"
         if problem:
-            raise DataError(Problem(f"{name}: {member.name}", f"{problem}; nothing was unpacked"))
+            shown = ascii(member.name[:200])[1:-1]  # a name may hold anything, line breaks too
+            raise DataError(Problem(f"{name}: {shown}", f"{problem}; nothing was unpacked"))
         if match:
             seen.add(match[0])
             content = tar.extractfile(member)
             assert content is not None  # it is a plain file
             yield match, content
+
+
+def _leads_out(path: str) -> bool:
+    return path.startswith("/") or ".." in path.split("/")
+
+
+_PRECEDES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is refused before it takes much to read; tarfile calls these methods on each."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.size > _MAX_HEADER and self.type in _PRECEDES):
+            raise tarfile.ReadError(f"expected headers of at most {_MAX_HEADER:,} bytes, found one of {self.size:,}")
+        if len(tar.pax_headers) > _MAX_DEFAULTS:
+            raise tarfile.ReadError(f"expected at most {_MAX_DEFAULTS} fields for all files, found more")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise tarfile.ReadError("expected plain files, found a sparse one")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse

@@ -11,6 +11,7 @@ from vocseg.data.dataset import VOID, Dataset
 from vocseg.data.images import read_image, read_mask
 from vocseg.data.lists import first_ten
 from vocseg.data.parallel import Progress, in_threads
+from vocseg.data.threads import read
 from vocseg.errors import DataError, Problem
 
 
@@ -49,7 +50,8 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
     remarks: list[Problem] = []
     by_name: dict[str, _Image] = {}
     by_pixels: dict[bytes, _Image] = {}
-    for image in in_threads(lambda place: _read(*places[place]), len(places), progress):
+    timeout = max((dataset.timeout for dataset in splits.values()), default=0.0)
+    for image in in_threads(lambda place: _read(*places[place]), len(places), progress, timeout=timeout):
         problems += image.problems
         remarks += image.remarks
         namesake = by_name.setdefault(image.name, image)
@@ -77,7 +79,7 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
     image_file, mask_file = dataset.files[index] if dataset.files else (None, None)
     where, mask_where = str(image_file or f"{split}: {name}"), str(mask_file or f"{split}: {name}")
     try:
-        image, mask = dataset.read(index)
+        image, mask = read(dataset, index)
     except DataError as error:
         # A reader stops at the first defect: each file is looked at by itself, so that both get their line.
         problems = [*error.problems, *(_defects(image_file, mask_file) if image_file and mask_file else ())]
@@ -100,9 +102,9 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
 
 def _defects(image: Path, mask: Path) -> list[Problem]:
     problems: list[Problem] = []
-    for read, path in ((read_image, image), (read_mask, mask)):
+    for reader, path in ((read_image, image), (read_mask, mask)):
         try:
-            read(path)
+            reader(path)
         except DataError as error:
             problems += error.problems
     return problems

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vocseg import dataset
 from vocseg.data.dataset import Dataset, FilePairs
 from vocseg.data.lists import first_ten, read_lines
-from vocseg.errors import DataError, Problem
+from vocseg.errors import DataError, IncompleteError, Problem
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -41,17 +41,21 @@ def voc(root: Path, split: str, *, year: Literal[2007, 2008, 2009, 2010, 2011, 2
         year: which VOCdevkit/VOC<year> to read.
 
     Raises:
-        DataError: the folder, the list or a file that the list names is missing.
+        DataError: the folder or the list is missing.
+        IncompleteError: files that the list names are missing.
     """
     folder = _year_folder(Path(root), year)
-    pairs = _read_list(folder, split, year)
+    pairs, missing = _read_list(folder, split, year)
     files = FilePairs(folder, list(pairs.values()))
     from vocseg.data.images import read_pair  # wanted, with its decoders, once all is found
 
     def read(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return read_pair(*files[index], len(VOC_CLASSES))
 
-    return Dataset(VOC_CLASSES, tuple(pairs), read, files)
+    found = Dataset(VOC_CLASSES, tuple(pairs), read, files)
+    if missing:
+        raise IncompleteError(*missing, rest=found)
+    return found
 
 
 def _year_folder(root: Path, year: int) -> Path:
@@ -75,8 +79,8 @@ def _fetch(folder: Path, year: int, aug: bool = False) -> str:
     return f"; `vocseg data fetch {what} --data {quote(str(folder.parent.parent))}` fetches it"
 
 
-def _read_list(folder: Path, split: str, year: int) -> dict[str, tuple[str, str]]:
-    """Image and mask, as paths from the year's folder, by image id in the list's order."""
+def _read_list(folder: Path, split: str, year: int) -> tuple[dict[str, tuple[str, str]], list[Problem]]:
+    """Image and mask, as paths from the year's folder, by image id in the list's order; and which are missing."""
     lists = folder / "ImageSets" / "Segmentation"
     path = lists / f"{split}.txt"
     splits = sorted(file.stem for file in lists.glob("*.txt"))
@@ -114,10 +118,10 @@ def _read_list(folder: Path, split: str, year: int) -> dict[str, tuple[str, str]
         problems.append(Problem(str(path), f"named more than once: {first_ten(repeated)}"))
     if not pairs and not malformed:
         problems.append(Problem(str(path), "the list is empty"))
-    problems += _missing_files(folder, pairs, path.name, remedy)
+    missing = _missing_files(folder, pairs, path.name, remedy)
     if problems:
-        raise DataError(*problems)
-    return pairs
+        raise DataError(*problems, *missing)
+    return pairs, missing
 
 
 def _missing_files(folder: Path, pairs: dict[str, tuple[str, str]], name: str, remedy: str) -> list[Problem]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vocseg.data.tensors import is_plain, load_pickled, load_safetensors
 from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, shown_path
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")  # the last for `.pth.tar`, a habit of older training scripts
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(Problem(where, "no such weights file"))
     try:
         pickled = path.suffix in PICKLED
-        content: Any = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
+        content: Any = load_pickled(path) if pickled else load_safetensors(path)
     except pickle.UnpicklingError as error:
         reason = "is damaged or holds Python objects, which could run code; save its tensors alone, as .safetensors"
         raise UsageError(Problem(where, reason)) from error
@@ -67,8 +67,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         reason = f"holds {type(content).__name__} where named tensors were expected; save a network's state_dict()"
         raise UsageError(Problem(where, reason))
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            reason = f"holds {type(value).__name__} '{key}' among its tensors; save a network's state_dict() alone"
+        if not isinstance(key, str) or not is_plain(value):
+            kind = "a sparse, quantised or empty Tensor" if isinstance(value, Tensor) else type(value).__name__
+            reason = f"holds {kind} '{key}' among its tensors; save a network's state_dict() alone"
             raise UsageError(Problem(where, reason))
     return dict(content)
 
@@ -134,6 +135,11 @@ def load_weights(
         module, match = backbone, _match(backbone, tensors)
     state = module.state_dict()
     misshapen = [key for key, found in match.pairs.items() if tensors[found].shape != state[key].shape]
+    mistyped = [key for key, found in match.pairs.items() if _kind(tensors[found]) != _kind(state[key])]
+    if mistyped:
+        key = mistyped[0]
+        found = f"'{key}' is {tensors[match.pairs[key]].dtype} in the file and {state[key].dtype} in the network"
+        raise UsageError(Problem(str(path), f"not the weights of {name}: {found}; save them as they are in training"))
     of_classes: list[str] = []
     if misshapen and part == "whole network":
         others = other_classes()
@@ -220,6 +226,11 @@ def _match(module: nn.Module, tensors: dict[str, Tensor]) -> _Match:
         [theirs + key for key in surplus if not parts.isdisjoint(_part(key))],
         tuple(dict.fromkeys(unused)),
     )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Numbers of one kind can be taken for each other: of float16 for float32, but of int8 for neither."""
+    return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "whole"
 
 
 def _differ_by_classes(found: torch.Size, wanted: torch.Size, other: torch.Size) -> bool:

@@ -1,7 +1,8 @@
 """Scoring a network on a data set, one image at a time."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vocseg.data.dataset import Dataset
+from vocseg.data.threads import Readers, read
+from vocseg.device import out_of_memory
 from vocseg.distributed import ALONE, World
-from vocseg.errors import UsageError
+from vocseg.errors import Problem, TrainingError, UsageError, one_line
 from vocseg.evaluate.confusion import class_map, count_pixels, marginals
 from vocseg.evaluate.inference import Predictor
 from vocseg.evaluate.scores import Counts
@@ -55,6 +58,9 @@ def evaluate(
 
     Raises:
         UsageError: the network gives another number of classes than the data set has.
+        DataError: an image cannot be read.
+        HangError: reading one does not end.
+        TrainingError: memory ran out.
     """
     predictor.network.eval()
     classes, images = len(dataset.classes), len(dataset)
@@ -64,10 +70,15 @@ def evaluate(
     total = torch.zeros(classes + 1, classes, dtype=torch.int64, device=counting)
     counted = torch.zeros(len(own), 4, classes, dtype=torch.int32, device=counting)
     losses = torch.zeros(len(own), device=device)
-    pairs = enumerate(_read_ahead(dataset, own))
+    pairs = enumerate(read_ahead(dataset, own))
     for first in range(0, images, world.size):  # every process yields equally often, to be asked to stop together
         for at, (image, mask) in islice(pairs, 1):  # none, where images are fewer than processes in the last round
-            counts, losses[at] = _score(predictor, image, mask, classes, loss)
+            try:
+                counts, losses[at] = _score(predictor, image, mask, classes, loss)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                raise TrainingError(Problem(dataset.names[own[at]], _smaller(image, predictor, error))) from error
             total += counts
             counted[at] = marginals(counts)
         yield Scored(min(first + world.size, images), images)
@@ -104,13 +115,29 @@ def _score(
         return counts, loss(logits, truth[None].long())
 
 
-def _read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Each image with its mask, the next being read on a thread meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
+def _smaller(image: NDArray[np.uint8], predictor: Predictor, error: Exception) -> str:
+    """What was too large, and what to try instead."""
+    height, width = image.shape[:2]
+    window = (predictor.looks.window or max(height, width)) // 2 // 32 * 32
+    tries = [f"evaluate.window = {max(32, window)}"]
+    if max(predictor.looks.scales) > 1:
+        tries.append("evaluate.scales up to 1.0")
+    said = f"scoring its {width} x {height} pixels takes too much memory ({one_line(error, 150)})"
+    return f"{said}; try {' and '.join(tries)}"
+
+
+def read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Each image with its mask, the next being read on a thread meanwhile.
+
+    Raises:
+        DataError: one cannot be read.
+        HangError: reading one does not end.
+    """
+    with closing(Readers(1, dataset.timeout)) as readers:
         ahead: Future | None = None
         for index in indices:
-            before, ahead = ahead, reader.submit(dataset.read, index)
+            before, ahead = ahead, readers.submit(read, dataset, index)
             if before is not None:
-                yield before.result()
+                yield readers.result(before)
         if ahead is not None:
-            yield ahead.result()
+            yield readers.result(ahead)

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vocseg.errors import VocsegError
+from vocseg.errors import IncompleteError, Problem, UsageError, VocsegError
 from vocseg.plugins import bundled, discover
 from vocseg.recipe.reader import Part, Recipe, find_recipe, locate, read_recipe
 from vocseg.recipe.schema import CACHES, WEIGHTS
+from vocseg.recipe.toml import encodable
 from vocseg.registry import Registry
 
 
@@ -70,11 +71,19 @@ def _failures(parts: Mapping[str, list[Part[Any]]], path: Path, root: Path | Non
         try:
             part.build(available)
         except VocsegError as error:
-            yield error
+            skips = getattr(part.settings, "on_bad_image", "") == "skip"
+            if not (skips and isinstance(error, IncompleteError)):
+                yield error
 
 
 def with_setting(recipe: Recipe, table: str, key: str, value: str | int) -> Recipe:
-    """The recipe with one of the core's keys changed, in its settings and in its resolved form."""
+    """The recipe with one of the core's keys changed, in its settings and in its resolved form.
+
+    Raises:
+        UsageError: the value is a path that no recipe can hold.
+    """
+    if isinstance(value, str) and not encodable(value):
+        raise UsageError(Problem(value, f"a folder's name is not UTF-8, and {table}.{key} is; rename the folder"))
     part = getattr(recipe, table)
     changed = replace(part, settings=part.settings.model_copy(update={key: value}))
     resolved = {**recipe.resolved, table: {**recipe.resolved[table], key: value}}

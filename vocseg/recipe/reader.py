@@ -14,7 +14,16 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from vocseg.errors import Problem, UsageError, VocsegError, did_you_mean, nearest, shown_path
+from vocseg.errors import (
+    Problem,
+    UsageError,
+    VocsegError,
+    did_you_mean,
+    nearest,
+    one_line,
+    shorten,
+    shown_path,
+)
 from vocseg.plugins import bundled
 from vocseg.recipe.describe import choices, describe_type
 from vocseg.recipe.schema import (
@@ -44,7 +53,6 @@ from vocseg.recipe.toml import (
     flag,
     key_lines,
     parse,
-    shorten,
     without_foreign,
     write_value,
 )
@@ -52,6 +60,12 @@ from vocseg.registry import Component, Registry
 
 Settings = TypeVar("Settings", bound=Named)
 AnyTable = TypeVar("AnyTable", bound=Table)
+
+MOST_PROBLEMS = 100
+"""A recipe with more than these is not read to its end: 64 kB can hold ten thousand unknown keys."""
+
+_MADE = ("loss", "augmentation", "schedule", "initializer")
+"""The kinds whose components make a function."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +84,20 @@ class Part(Generic[Settings]):
         """Builds the component; what goes wrong inside a plugin names its file.
 
         Raises:
-            UsageError: the component's function raised.
+            UsageError: the component's function raised, or made no function where it is to.
         """
+        kind, source = self.component.kind, shown_path(self.component.source)
         try:
-            return self.component.build(available, self.params)
+            built = self.component.build(available, self.params)
         except VocsegError:
             raise
-        except Exception as error:
-            given = ", ".join(f"{k} = {v!r}" for k, v in self.params.items())
-            raise UsageError(
-                Problem(
-                    self.component.source,
-                    f"{self.component.kind} '{self.name}' cannot be built with {given or 'no parameters'}: "
-                    f"{type(error).__name__}: {error}",
-                )
-            ) from error
+        except (Exception, SystemExit) as error:
+            given = ", ".join(f"{k} = {shorten(repr(v))}" for k, v in self.params.items())
+            reason = f"cannot be built with {given or 'no parameters'}: {type(error).__name__}: {one_line(error)}"
+            raise UsageError(Problem(source, f"{kind} '{self.name}' {reason}")) from error
+        if kind in _MADE and not callable(built):
+            raise UsageError(Problem(source, f"{kind} '{self.name}' returned {type(built).__name__}, not a function"))
+        return built
 
 
 Trial = Callable[[Mapping[str, "list[Part[Any]]"]], Iterable[VocsegError]]
@@ -194,6 +207,7 @@ class _Reading:
         self.lines = key_lines(text.decode("utf-8-sig"))
         self.flags: dict[Key, tuple[int, str]] = {}
         self.foreign: list[Key] = []
+        self.models: dict[tuple[str, str], type[Named]] = {}
         self.problems: list[tuple[tuple[int, int], Problem]] = []  # first those of flags in their order, then by line
 
     def read(self, overrides: Sequence[str], look_for_weights: bool, trial: Trial | None) -> Recipe:
@@ -211,6 +225,9 @@ class _Reading:
         for name in self.data:
             if name not in known:
                 self.problem((name,), self.unknown(name, known))
+        if self.path.stem in (".", "..") or not self.path.stem.isprintable():
+            message = "its runs are filed under a recipe's name, and this is no folder's; rename it, as to my_net.toml"
+            self.problems.append(((1, 0), Problem(self.where, message)))
         top = self.validate(Top, {k: v for k, v in self.data.items() if k in Top.model_fields}, ())
         parts = {place.table: self.place(place) for place in PLACES}
         train = self.table("train", Train)
@@ -223,7 +240,7 @@ class _Reading:
             self.look_for(parts["model"][0].settings.weights)
         failed = [*trial(parts)] if trial else []
         if self.problems or failed:
-            wrong = [problem for _, problem in sorted(self.problems, key=lambda item: item[0])]
+            wrong = self.in_order()
             kind = type(failed[0]) if not wrong and len({*map(type, failed)}) == 1 else UsageError
             raise kind(*dict.fromkeys([*wrong, *(problem for error in failed for problem in error.problems)]))
         assert top is not None
@@ -300,10 +317,11 @@ class _Reading:
                 self.mismatch((*key, "name"), f"{found}; known: {', '.join(self.registry.names(place.kind))}")
             return None
         try:
-            model = table_model(place, component)
+            model = self.models.get((place.table, component.name)) or table_model(place, component)
         except UsageError as error:
             self.problems += [((1, 0), problem) for problem in error.problems]
             return None
+        self.models[place.table, component.name] = model
         # Defaults go through the same checks as what the recipe gives, so that the resolved form reads the same.
         defaults = {p.name: p.default for p in component.parameters if not p.required and p.default is not None}
         settings = self.validate(model, table, key, defaults, component)
@@ -442,7 +460,14 @@ class _Reading:
         order = (0, given[0]) if given else (1, line)
         where = given[1] if given else f"{self.where}:{line}" if line else self.where
         # As a user writes a key with --set: augmentation.0.size
-        self.problems.append((order, Problem(where, f"{'.'.join(map(str, key))}: {message}")))
+        written = ".".join(shorten(str(part)) for part in key)
+        self.problems.append((order, Problem(where, f"{written}: {message}")))
+        if len(self.problems) == MOST_PROBLEMS:
+            more = Problem(self.where, "there may be more; the rest is looked at once these are mended")
+            raise UsageError(*self.in_order(), more)
+
+    def in_order(self) -> list[Problem]:
+        return [problem for _, problem in sorted(self.problems, key=lambda item: item[0])]
 
 
 def _expected(info: FieldInfo) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from vocseg.errors import Problem, UsageError, shown_path
+from vocseg.errors import Problem, UsageError, one_line, shown_path
 from vocseg.recipe.describe import split_doc
 from vocseg.registry import Component
 
@@ -73,6 +73,13 @@ class Data(Named):
             "folder where the disk has room; or a folder"
         ),
     ] = "auto"
+    on_bad_image: Annotated[
+        Literal["stop", "skip"],
+        Field(description="skip: all images are read before the run begins, and those that cannot be are left out"),
+    ] = "stop"
+    timeout_seconds: Annotated[
+        float, Field(ge=0, description="longest that reading and augmenting one image may take; 0: for ever")
+    ] = 300.0
 
 
 class Augmentation(Named):
@@ -113,6 +120,13 @@ class Train(Table):
     compile: Annotated[bool, Field(description="torch.compile the network")] = False
     accumulate: Annotated[int, Field(ge=1, description="batches whose gradients make one step")] = 1
     clip: Annotated[float | None, Field(gt=0, description="largest norm of the gradient")] = None
+    on_nonfinite: Annotated[
+        Literal["stop", "skip"],
+        Field(
+            description="where a loss or gradient is not finite. stop: the run ends; skip: the step is left out, which "
+            "a GPU is waited for at each step to see"
+        ),
+    ] = "stop"
     ema: Annotated[
         float | None, Field(ge=0, lt=1, description="decay of an average of the weights, which is then what is scored")
     ] = None
@@ -218,7 +232,7 @@ def table_model(place: Place, component: Component) -> type[Named]:
         model = create_model(name, __base__=place.core, __doc__=component.summary, **fields)
         model.model_rebuild()  # now, so that what is wrong with a parameter's type is said here
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise UsageError(
             Problem(
                 shown_path(component.source),

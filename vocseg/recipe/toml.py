@@ -7,7 +7,7 @@ import tomllib
 from datetime import date, time
 from typing import Any
 
-from vocseg.errors import Problem, UsageError
+from vocseg.errors import UNSEEN, Problem, UsageError, shorten
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64
@@ -16,7 +16,10 @@ MAX_DEPTH = 64
 Key = tuple[str | int, ...]
 
 _STRING = r'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\''
-_TOKEN = re.compile(rf'"""(?:\\.|[^\\])*?"{{3,5}}|\'\'\'.*?\'{{3,5}}|{_STRING}|#[^\n]*', re.DOTALL)
+# What is not closed goes on to the end, of the line or of all: to look for an end from every quote takes seconds.
+_TOKEN = re.compile(
+    r'"""(?:\\.|.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)|"(?:\\.|[^"\\\n])*+"?|\'[^\'\n]*\'?|#[^\n]*', re.DOTALL
+)
 _KEY = rf"(?:[\w-]+|{_STRING})(?:\s*\.\s*(?:[\w-]+|{_STRING}))*"
 
 
@@ -33,9 +36,8 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
         raise UsageError(Problem(f"{where}:{line}", "not UTF-8 text; save the recipe as UTF-8")) from None
-    for line, content in enumerate(decoded.split("\n"), 1):
-        key = re.split(r"[=,#]", re.sub(_STRING, "", content), maxsplit=1)[0]
-        if key.count(".") >= MAX_DEPTH:
+    for line, content in enumerate(_TOKEN.sub(_strings_out, decoded).split("\n"), 1):
+        if any(key.count(".") >= MAX_DEPTH for key in re.split(r"[^\w\s.-]", content)):
             raise UsageError(Problem(f"{where}:{line}", f"a key of more than {MAX_DEPTH} parts"))
     try:
         data = tomllib.loads(decoded)
@@ -88,6 +90,11 @@ def key_lines(text: str) -> dict[Key, int]:
     return lines
 
 
+def _strings_out(token: re.Match[str]) -> str:
+    """Takes out strings and comments, and no line break."""
+    return "\n" * token[0].count("\n") + "_"
+
+
 def _blank(token: re.Match[str]) -> str:
     """Takes out what could be mistaken for brackets and keys, and no line break."""
     if token[0].startswith(('"""', "'''")):
@@ -111,6 +118,8 @@ def apply_override(data: dict[str, Any], override: str) -> Key:
             `data` is as it was.
     """
     where = flag(override)
+    if not encodable(override):
+        raise UsageError(Problem(where, "not UTF-8 text"))
     name, equals, text = override.partition("=")
     name, text = name.strip(), text.strip()
     if not equals or not re.fullmatch(r"(?!\d)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,8}", name):
@@ -147,13 +156,18 @@ def apply_override(data: dict[str, Any], override: str) -> Key:
     return key
 
 
+def encodable(text: str) -> bool:
+    """Whether a file can hold the text: bytes of the command line that are not UTF-8 become what is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def flag(override: str) -> str:
     """How an override is named in an error: short enough for a line."""
     return f"--set {shorten(' '.join(override.split()))}"
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def without_foreign(data: Any, key: Key = ()) -> tuple[Any, list[tuple[Key, str]]]:
@@ -164,6 +178,8 @@ def without_foreign(data: Any, key: Key = ()) -> tuple[Any, list[tuple[Key, str]
         values = [value for value, _ in cleaned]
         clean = dict(zip(data, values, strict=True)) if isinstance(data, dict) else values
         return clean, [problem for _, problems in cleaned for problem in problems]
+    if isinstance(data, str) and "\0" in data:
+        return None, [(key, "expected text, found a NUL character in it, which ends text for much of a computer")]
     if isinstance(data, date | time):
         return None, [(key, f"{data} is a date or time, which no recipe key takes; quote it if it is text")]
     if isinstance(data, float) and not math.isfinite(data):
@@ -178,12 +194,18 @@ def write_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return UNSEEN.sub(_spelt, json.dumps(value, ensure_ascii=False))
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(write_value, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{write_key(k)} = {write_value(v)}" for k, v in value.items()) + "}"
     return repr(value)
+
+
+def _spelt(letter: re.Match[str]) -> str:
+    """How TOML spells a letter that cannot be seen."""
+    code = ord(letter[0])
+    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
 def write_key(key: str) -> str:

@@ -11,22 +11,22 @@ from vocseg.registry import Registry
 
 def resolved_lines(recipe: Recipe) -> Iterator[tuple[str, bool]]:
     """The resolved recipe as lines of TOML, each with whether it is a value the recipe left to its default."""
+    given = {key[:n] for key in recipe.given for n in range(len(key) + 1)}
     tables: list[tuple[str, Key, dict[str, Any]]] = []
     for name, value in recipe.resolved.items():
         if isinstance(value, dict):
             tables.append((f"[{name}]", (name,), value))
         elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
             if not value:
-                yield f"{write_key(name)} = []", (name,) not in recipe.given
+                yield f"{write_key(name)} = []", (name,) not in given
             tables += [(f"[[{name}]]", (name, i), entry) for i, entry in enumerate(value)]
         else:
-            yield f"{write_key(name)} = {write_value(value)}", (name,) not in recipe.given
+            yield f"{write_key(name)} = {write_value(value)}", (name,) not in given
     for header, key, table in tables:
         yield "", False
         yield header, False
         for name, value in table.items():
-            given = any(k[: len(key) + 1] == (*key, name) for k in recipe.given)
-            yield f"{write_key(name)} = {write_value(value)}", not given
+            yield f"{write_key(name)} = {write_value(value)}", (*key, name) not in given
 
 
 def write_resolved(recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ program. Build a figure and save it within one such block:
         save(figure, path)
 """
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from vocseg.runs.files import write_bytes
 
 DPI = 200
 COLUMN_WIDTH = 3.4
@@ -113,12 +116,15 @@ def legend_above(axes: Axes, *, columns: int, handle: float) -> None:
 def save(figure: Figure, path: Path, *, crop: bool = False) -> None:
     """Writes the figure in the format of the suffix, .png, .svg or .pdf; `crop` cuts empty margins off."""
     undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    drawn = io.BytesIO()
     figure.savefig(
-        path,
+        drawn,
+        format=path.suffix[1:] or None,
         metadata=undated.get(path.suffix.lower()),
         bbox_inches="tight" if crop else None,
         pad_inches=0.03,
     )
+    write_bytes(path, drawn.getbuffer())
 
 
 def label(text: str, limit: int = 40) -> str:

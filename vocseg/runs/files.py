@@ -1,14 +1,20 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and reading them."""
 
 import contextlib
+import errno
 import json
 import math
 import os
-import tempfile
+import re
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 from vocseg.errors import EnvironmentFault, Problem
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, a limit, a quota
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -17,23 +23,58 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if temporary is not None:
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            try:
+                left = memoryview(data)
+                while left:  # the system may take less than all; Linux takes 2 GiB at most
+                    left = left[os.write(descriptor, left) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise EnvironmentFault(
-            Problem(str(path), f"cannot be written: {error.strerror or error}; free space or choose another --out")
-        ) from error
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error, len(data)) from error
+
+
+def unwritable(path: Path, error: OSError, size: int = 0) -> EnvironmentFault:
+    """What to raise where a file of so many bytes cannot be written."""
+    reason, remedy = error.strerror or str(error), "mend that or choose another --out"
+    if error.errno in _FULL:
+        remedy = "free space or choose another --out"
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(path.parent).free
+            reason += f" in {path.parent} (needed: {size:,} bytes, free: {free:,} bytes)"
+    return EnvironmentFault(Problem(str(path), f"cannot be written: {reason}; {remedy}"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers that were killed left of their files; for when nobody else writes there."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        EnvironmentFault: there is no such file, or it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and a device may have no end
+            raise EnvironmentFault(Problem(str(path), "cannot be read: it is no file"))
+        return path.read_bytes()
+    except OSError as error:
+        raise EnvironmentFault(Problem(str(path), f"cannot be read: {error.strerror or error}")) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -155,7 +155,7 @@ def _signature(trial: Trial) -> Finding:
         remedy = "the contract: @architecture above def name(num_classes: int, *, key: type = default) -> nn.Module"
         return fail(subject.unreadable, remedy)
     if subject.clash:
-        return fail(subject.clash, "recipes that find both refuse to read either")
+        return fail(subject.clash, "a recipe that names it finds both and takes neither")
     if not subject.component.doc:
         return warn("read without running the file; no docstring", "say in a line what it is, for `vocseg list`")
     keys = [p.name for p in subject.component.parameters]

@@ -133,11 +133,10 @@ def _read(path: Path) -> tuple[list[Component], str]:
 
 def _as_discovered(component: Component) -> tuple[Component, str]:
     """The component as discovery finds it, which can import a file of a package, and what it says of a second one."""
-    try:
-        found = discover(project=Path(component.file)).find(KIND, component.name)
-    except UsageError as error:
-        ours = (shown_path(component.source), f"{KIND} '{component.name}'")
-        return component, next((p.message for p in error.problems if all(part in str(p) for part in ours)), "")
+    registry = discover(project=Path(component.file))
+    if any((c.kind, c.name) == (KIND, component.name) for c in registry.clashes):
+        return component, registry.missing(KIND, component.name)
+    found = registry.find(KIND, component.name)
     same = found is not None and os.path.exists(found.file) and os.path.samefile(found.file, component.file)
     return (found if same and found is not None else component), ""
 

@@ -5,6 +5,7 @@ saved after any step goes on as if nothing had happened. Where several processes
 over its share of every batch, and all of them make the same steps.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -17,12 +18,21 @@ from torch import Tensor, nn
 from vocseg.data.loader import TrainingBatches
 from vocseg.device import Placement
 from vocseg.distributed import ALONE, World
-from vocseg.errors import TrainingError
 from vocseg.evaluate.scores import scores
 from vocseg.evaluate.validation import Evaluation, Scored
 from vocseg.network import AUXILIARY_WEIGHT, Normalization, outputs, set_training
 from vocseg.train.ema import Ema
 from vocseg.train.feed import on_device
+from vocseg.train.nonfinite import (
+    IN_A_ROW,
+    NonFinite,
+    NonFiniteError,
+    Taken,
+    Watch,
+    all_finite,
+    gradients_finite,
+    state_finite,
+)
 
 
 @dataclass
@@ -30,9 +40,12 @@ class Training:
     """All that training needs, and all that it changes.
 
     Attributes:
+        skip_nonfinite: leave out a step whose loss or gradient is not finite, which waits for the device at each step;
+            else it ends the training.
         schedule: global step from 0 -> factor on each parameter group's first learning rate.
         epoch: the epoch that is under way, from 0.
         step: steps done in that epoch.
+        left_out: those of them that were left out, since loss or gradient were not finite.
         loss_sum: sum of this process's step losses of that epoch, on the device.
         seconds: wall-clock time spent so far, validation included, earlier sittings too.
         seconds_training: the part of it that went into steps.
@@ -56,11 +69,13 @@ class Training:
     frozen_epochs: int = 0  # epochs, from the first, in which the encoder does not train
     validate_every: int = 1
     compile: bool = False
+    skip_nonfinite: bool = False
     limit_seconds: float | None = None
     world: World = ALONE
     base_lrs: list[float] = field(init=False)
     epoch: int = 0
     step: int = 0
+    left_out: int = 0
     loss_sum: Tensor = field(init=False)
     seconds: float = 0.0
     seconds_training: float = 0.0
@@ -88,6 +103,11 @@ class Training:
         return self.limit_seconds is not None and self.seconds >= self.limit_seconds
 
     @property
+    def ended(self) -> bool:
+        """Whether no epoch is left to train: all are done, or the time was up before the next one began."""
+        return self.epoch >= self.epochs or (self.epoch > 0 and self.step == 0 and self.out_of_time)
+
+    @property
     def scored_network(self) -> nn.Module:
         """The network whose scores count: the average of the weights where one is kept."""
         return self.network if self.ema is None else self.ema.network
@@ -101,6 +121,7 @@ class Training:
             "ema_updates": 0 if self.ema is None else self.ema.updates,
             "epoch": self.epoch,
             "step": self.step,
+            "left_out": self.left_out,
             "loss_sum": self.world.every(self.loss_sum),
             "seconds": self.seconds,
             "seconds_training": self.seconds_training,
@@ -113,23 +134,28 @@ class Training:
         if self.ema is not None:
             self.ema.network.load_state_dict(state["ema"])
             self.ema.updates = state["ema_updates"]
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.left_out = state["epoch"], state["step"], state["left_out"]
         sums = state["loss_sum"]
         own = sums[self.world.rank] if len(sums) == self.world.size else sums.mean()
         self.loss_sum = own.to(self.placement.device, torch.float32)
         self.seconds, self.seconds_training = state["seconds"], state["seconds_training"]
         self.images = state["images"]
 
+    def is_finite(self, state: dict[str, Any]) -> bool:
+        """Whether a copy of a state, on the CPU, is one to go on from."""
+        return state_finite(self.network, state)
+
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step is done. `loss` is on the device: reading it waits for the device."""
+    """One optimizer step is done, or left out. `loss` is on the device: reading it waits for the device."""
 
     epoch: int
     step: int
     loss: Tensor
     lr: float
     images: int
+    left_out: NonFinite | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +198,7 @@ def train(
     epoch; at each of them `training` is consistent and can be saved. Whoever stops iterating stops the training.
 
     Raises:
-        TrainingError: the loss is not finite.
+        NonFiniteError: the loss or the weights are not finite.
     """
     per_epoch = training.steps_per_epoch * training.batches_per_step
     skip = training.step * training.batches_per_step
@@ -184,8 +210,9 @@ def _epochs(
     t: Training, validate: Callable[[nn.Module], Generator[Scored, None, Evaluation]], batches: Iterator
 ) -> Iterator[Step | Scored | Epoch]:
     network: nn.Module | None = None
-    # A run whose time was up before this epoch began has been validated already.
-    while t.epoch < t.epochs and not (t.epoch > 0 and t.step == 0 and t.out_of_time):
+    watch = Watch(t.placement.device)
+    in_a_row = 0
+    while not t.ended:  # where the time was up before this epoch began, the one before has been validated
         set_training(t.network, t.backbone, frozen=t.epoch < t.frozen_epochs)
         if network is None or t.epoch == t.frozen_epochs:  # from here on other parameters train
             network = t.world.parallel(t.network)
@@ -200,8 +227,19 @@ def _epochs(
                 group["lr"] = base * factor
             # Dropout draws from torch's generator: seeding each step makes it a function of the step (and the process).
             t.placement.seed((t.seed << 31) + (t.world.rank << 24) + global_step)
-            loss, seen = _optimizer_step(t, network, forward, batches)
-            t.loss_sum += loss
+            loss, seen, left_out = _optimizer_step(t, network, forward, batches, t.base_lrs[0] * factor)
+            if left_out is None:
+                t.loss_sum += loss
+                in_a_row = 0
+                if t.placement.device.type != "cpu" and not t.skip_nonfinite:
+                    bad = watch.first_bad(Taken(t.epoch, t.step, t.base_lrs[0] * factor, loss), t.loss_sum)
+                    if bad is not None:
+                        raise NonFiniteError(_found(t, bad))
+            else:
+                t.left_out += 1
+                in_a_row += 1
+                if in_a_row == IN_A_ROW:
+                    raise NonFiniteError(left_out, f"; {IN_A_ROW} steps in a row were left out")
             t.step += 1
             t.images += seen
             elapsed = time.perf_counter() - clock
@@ -209,40 +247,38 @@ def _epochs(
             t.seconds_training += elapsed
             if t.limit_seconds is not None:  # it is for all processes to stop after the same step
                 (t.seconds,) = t.world.largest(t.seconds)
-            yield Step(t.epoch, t.step, loss, t.base_lrs[0] * factor, seen)
+            yield Step(t.epoch, t.step, loss, t.base_lrs[0] * factor, seen, left_out)
             clock = time.perf_counter()
-        train_loss = float(t.world.every(t.loss_sum).mean()) / max(t.step, 1)
+        taken = t.step - t.left_out
+        train_loss = float(t.world.every(t.loss_sum).mean()) / taken if taken else math.nan
         t.seconds_training += time.perf_counter() - clock  # the wait for steps that the device has yet to do
-        if train_loss != train_loss or train_loss in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"epoch {t.epoch + 1}: the training loss is {train_loss}; lower optimizer.lr, set train.clip, "
-                'or use train.precision = "fp32"'
-            )
+        _refuse_nonfinite(t, watch, train_loss)
         speed = (t.images - images_before) / max(t.seconds_training - seconds_before, 1e-9)
         done = t.epoch + 1
         val_loss = miou = accuracy = None
         now = time.perf_counter()
         (t.seconds,) = t.world.largest(t.seconds + now - clock)
         clock = now
-        last = done == t.epochs or t.out_of_time
         lr = t.last_lr
-        if done % t.validate_every == 0 or last:
+        if done % t.validate_every == 0 or done == t.epochs or t.out_of_time:
             evaluation = yield from validate(t.scored_network)
             figures = scores(evaluation.matrix)
             val_loss, miou, accuracy = evaluation.loss, figures.miou, figures.pixel_accuracy
             (t.seconds,) = t.world.largest(t.seconds + time.perf_counter() - clock)
-            last = last or t.out_of_time  # validated just now, so that it may end here
-        t.epoch, t.step = done, 0
+        t.epoch, t.step, t.left_out = done, 0, 0
         t.loss_sum = torch.zeros_like(t.loss_sum)
         yield Epoch(done, train_loss, val_loss, miou, accuracy, lr, speed, t.seconds)
-        if last:
-            return
 
 
 def _optimizer_step(
-    t: Training, network: nn.Module, forward: Callable[[Tensor], Any], batches: Iterator
-) -> tuple[Tensor, int]:
-    """Forward and backward over `accumulate` batches, then one step. Returns the mean loss and the images seen."""
+    t: Training, network: nn.Module, forward: Callable[[Tensor], Any], batches: Iterator, lr: float
+) -> tuple[Tensor, int, NonFinite | None]:
+    """Forward and backward over `accumulate` batches, then one step, unless it is to be left out.
+
+    Returns:
+        The mean loss, the images seen, and why there was no step.
+    """
+    buffers = [buffer.clone() for buffer in t.network.buffers()] if t.skip_nonfinite else []
     total: Tensor | None = None
     seen = 0
     parts = t.batches_per_step
@@ -261,11 +297,56 @@ def _optimizer_step(
             loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
         seen += len(pixels) * t.world.size
+    assert total is not None
+    if t.skip_nonfinite:
+        sound = math.isfinite(float(total)) and gradients_finite(t.network)
+        if t.world.largest(not sound)[0]:
+            with torch.no_grad():
+                for buffer, before in zip(t.network.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+            t.optimizer.zero_grad(set_to_none=True)
+            return total, seen, _found(t, Taken(t.epoch, t.step, lr, total), skipped=True)
+    # On the CPU, a loss is read in a microsecond: as an array, past torch's dispatch.
+    elif total.device.type == "cpu" and not math.isfinite(float(total.float().numpy())):
+        raise NonFiniteError(_found(t, Taken(t.epoch, t.step, lr, total)))
     if t.clip is not None:
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
     t.optimizer.step()
     t.optimizer.zero_grad(set_to_none=True)
     if t.ema is not None:
         t.ema.update(t.network)
-    assert total is not None
-    return total, seen
+    return total, seen, None
+
+
+def _refuse_nonfinite(t: Training, watch: Watch, train_loss: float) -> None:
+    """Ends the training where an epoch leaves a loss or weights that are not finite: those are neither scored nor kept.
+
+    Raises:
+        NonFiniteError: for the step it came from, as far as that is known.
+    """
+    bad = watch.look() if not math.isfinite(train_loss) else None
+    networks = [t.network] if t.ema is None else [t.network, t.ema.network]
+    weights = (p for network in networks for p in network.parameters())
+    if math.isfinite(train_loss) and all_finite(weights):
+        return
+    last = Taken(t.epoch, max(t.step, 1) - 1, t.last_lr, torch.tensor(train_loss))
+    raise NonFiniteError(_found(t, bad or last), "; the weights are not finite after it" if bad is None else "")
+
+
+def _found(t: Training, at: Taken, *, skipped: bool = False) -> NonFinite:
+    """What to tell of a step that is not finite; waits for the device."""
+
+    def names(step: int) -> tuple[str, ...]:
+        return tuple(t.batches.names(at.epoch, step * t.batches_per_step, t.batches_per_step)) if step >= 0 else ()
+
+    now = (at.epoch, at.step) == (t.epoch, t.step)  # else the weights have changed since
+    return NonFinite(
+        epoch=at.epoch + 1,
+        step=at.step + 1,
+        lr=at.lr,
+        loss=float(at.loss),
+        names=names(at.step),
+        names_before=names(at.step - 1),
+        weights_finite=all_finite(t.network.parameters()) if now else None,
+        skipped=skipped,
+    )

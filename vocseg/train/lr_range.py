@@ -15,6 +15,7 @@ from torch import nn
 
 from vocseg.evaluate.validation import Evaluation, Scored
 from vocseg.train.loop import Epoch, Step, Training, train
+from vocseg.train.nonfinite import NonFiniteError
 
 Event = Step | Scored | Epoch
 
@@ -45,19 +46,23 @@ def sweep(training: Training, rates: Sequence[float]) -> Iterator[float]:
         validate_every=epochs,
         ema=None,
         compile=False,
+        skip_nonfinite=False,
         limit_seconds=None,
     )
     watched, lowest = 0.0, math.inf
-    with closing(cast(Generator[Event], train(swept, _nothing_to_validate))) as events:
-        steps = (event for event in events if isinstance(event, Step))
-        for number, step in zip(range(1, len(rates) + 1), steps, strict=False):
-            loss = float(step.loss)
-            yield loss
-            watched = _MEMORY * watched + (1 - _MEMORY) * loss
-            smoothed = watched / (1 - _MEMORY**number)
-            lowest = min(lowest, smoothed)
-            if has_diverged(smoothed, lowest):
-                return
+    try:
+        with closing(cast(Generator[Event], train(swept, _nothing_to_validate))) as events:
+            steps = (event for event in events if isinstance(event, Step))
+            for number, step in zip(range(1, len(rates) + 1), steps, strict=False):
+                loss = float(step.loss)
+                yield loss
+                watched = _MEMORY * watched + (1 - _MEMORY) * loss
+                smoothed = watched / (1 - _MEMORY**number)
+                lowest = min(lowest, smoothed)
+                if has_diverged(smoothed, lowest):
+                    return
+    except NonFiniteError as error:
+        yield error.found.loss
 
 
 def has_diverged(loss: float, lowest: float) -> bool:
