@@ -588,7 +588,7 @@ def checkpoints(bench: Bench, windows: int) -> dict[str, float]:
     """What saving one state costs the steps around it, in milliseconds; the writing is waited for between windows."""
     job = bench.job()
     job.training.batches = Repeated(one_batch(job), 10**6)  # type: ignore[assignment]
-    board = run._Scoreboard(job.recipe)
+    board = run._scoreboard(job.recipe)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     calls = []
     with state_saver(bench.folder) as saver, contextlib.closing(train(job.training, never)) as events:
@@ -600,7 +600,7 @@ def checkpoints(bench: Bench, windows: int) -> dict[str, float]:
                 next(events)
                 if saving and step == WINDOW // 2:
                     called = time.perf_counter()
-                    run._save(job, board, saver)
+                    run._save(job, board, saver, {})
                     calls.append(time.perf_counter() - called)
             wait(bench.device)
             if number >= 2:  # the first pair pays for pinned memory, once a run

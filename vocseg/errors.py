@@ -109,6 +109,13 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) if relative.startswith(os.pardir) else relative
 
 
+def to_resume(run: str | os.PathLike[str]) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    import shlex  # here and not above, as difflib below
+
+    return f"vocseg run --resume {shlex.quote(os.fspath(run))}"
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that is spelt most like this one, whatever the case; None where none comes near."""
     import difflib  # here and not above: it is wanted where something is wrong, and costs a tenth of `vocseg --help`

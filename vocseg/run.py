@@ -1,7 +1,6 @@
 """The composition root: a recipe becomes objects, the loop runs, and a run folder tells what came of it."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,21 +12,12 @@ import torch
 from torch import nn
 
 from vocseg.build import Job, build
-from vocseg.data.threads import HangError
-from vocseg.device import choose_device, out_of_memory, peak_memory_bytes
+from vocseg.device import choose_device, peak_memory_bytes
 from vocseg.distributed import World, join, launched, restarted
-from vocseg.errors import (
-    DataError,
-    EnvironmentFault,
-    Interrupted,
-    Problem,
-    TrainingError,
-    UsageError,
-    VocsegError,
-    one_line,
-)
+from vocseg.errors import DataError, EnvironmentFault, Interrupted, Problem, UsageError, one_line, to_resume
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.validation import Evaluation, Scored, evaluate
+from vocseg.explain import explained
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
 from vocseg.recipe.changes import refuse_changes
@@ -35,21 +25,19 @@ from vocseg.recipe.reader import Recipe, read_recipe
 from vocseg.recipe.toml import write_value
 from vocseg.report.run import write_pictures
 from vocseg.runs.checkpoint import (
-    KEPT,
     StateSaver,
     check_optimizer_state,
     load_state,
     load_tensors,
-    optimizer_bytes,
     remove_leftover_states,
     save_tensors,
     state_saver,
 )
 from vocseg.runs.files import write_json
 from vocseg.runs.folder import RunFolder
-from vocseg.train.early_stopping import Best, better_is_less
+from vocseg.runs.room import short_of_room
 from vocseg.train.loop import Epoch, Step, train
-from vocseg.train.nonfinite import NonFiniteError
+from vocseg.train.scoreboard import Scoreboard
 from vocseg.train.signals import StopRequest, stop_request
 from vocseg.witness import share_run
 
@@ -113,7 +101,7 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
         filled = job.network.filled
         notes = ((f"weights: {filled}",) if filled else ()) + job.notes
         with _alone(folder, world):
-            yield from _execute(job, folder, _Scoreboard(recipe), stop, notes)
+            yield from _execute(job, folder, _scoreboard(recipe), stop, notes)
 
 
 def resume(
@@ -151,13 +139,13 @@ def _resume(
         done = float(state["training"]["epoch"]), float(state["training"]["step"])
     if world.largest(*done) != [*done]:
         raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
-    with stop.at_once(f"stopped before training went on; go on with: vocseg run --resume {folder.path}"):
+    with stop.at_once(f"stopped before training went on; go on with: {to_resume(folder.path)}"):
         left_out = folder.read_bad_images()
         job = build(recipe, device, pretrained=False, precision=folder.precision, left_out=left_out, world=world)
     if state["images"] != _images(job):
         changed = "its images are not those that the run began with; give the folder that holds them with --data"
         raise DataError(Problem(recipe.data.settings.root, changed))
-    board = _Scoreboard(recipe)
+    board = _scoreboard(recipe)
     with _expecting_a_state(folder):
         check_optimizer_state(state["training"]["optimizer"], job.training.optimizer)
         job.training.load(state["training"])
@@ -218,51 +206,18 @@ def run_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
     return replace(read_recipe(folder.resolved, registry, overrides), name=folder.recipe_name)
 
 
-class _Scoreboard:
-    """Which epoch's weights to keep, and whether to stop early."""
-
-    def __init__(self, recipe: Recipe):
-        self.keep = recipe.evaluate.metric
-        self.best = Best(better_is_less(self.keep))
-        self.rule = recipe.early_stopping
-        self.stopper = Best(better_is_less(self.rule.metric, self.rule.mode)) if self.rule else None
-        self.stopped = False
-        self.trained = False
-
-    def update(self, epoch: Epoch) -> bool:
-        """Takes an epoch's figures, and says whether its weights are the ones to keep so far."""
-        if self.rule and self.stopper:
-            value = epoch.metric(self.rule.metric)
-            if value is not None:
-                self.stopper.update(value, epoch.epoch)
-                # Only validated weights can be kept: with evaluate.every above 1 the next validation is waited for.
-                self.stopped = self.stopper.waited >= self.rule.patience and epoch.miou is not None
-        if epoch.miou is None:
-            return False
-        if self.keep == "last":
-            self.best.value, self.best.epoch = epoch.miou, epoch.epoch
-            return True
-        value = epoch.metric(self.keep)
-        assert value is not None  # a validated epoch has every figure
-        return self.best.update(value, epoch.epoch)
-
-    def state(self) -> dict[str, Any]:
-        return {"best": self.best.state(), "stopper": self.stopper and self.stopper.state(), "stopped": self.stopped}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.best.load(state["best"])
-        if self.stopper is not None:
-            self.stopper.load(state["stopper"])
-        self.stopped = state["stopped"]
+def _scoreboard(recipe: Recipe) -> Scoreboard:
+    rule = recipe.early_stopping
+    return Scoreboard(recipe.evaluate.metric, (rule.metric, rule.mode, rule.patience) if rule else None)
 
 
 def _execute(
-    job: Job, folder: RunFolder, board: _Scoreboard, stop: StopRequest, notes: tuple[str, ...]
+    job: Job, folder: RunFolder, board: Scoreboard, stop: StopRequest, notes: tuple[str, ...]
 ) -> Iterator[Event]:
     training, recipe = job.training, job.recipe
     world = training.world
     if world.first:
-        notes += _short_of_room(job, folder)
+        notes += short_of_room(folder.path, training.network, training.optimizer, training.ema is not None)
     yield Started(
         run=folder.path,
         recipe=recipe.name,
@@ -279,43 +234,13 @@ def _execute(
     )
 
     share_run(folder.path)
-    try:
-        with state_saver(folder.path, folder.id if world.first else "") as saver:
-            events = _train_and_score(job, folder, board, saver, stop)
-            yield from _save_when_due(events, job, folder, board, saver, stop)
-    except NonFiniteError as error:
-        folder.add_nonfinite(asdict(error.found))
-        raise TrainingError(
-            *error.problems,
-            Problem(str(folder.nonfinite), "has its images; what was saved before is finite, and is kept"),
-        ) from error
-    except DataError as error:
-        remedy = f"`vocseg data verify {folder.resolved}` finds every such image"
-        if recipe.data.settings.on_bad_image == "stop":
-            remedy += ', and data.on_bad_image = "skip" leaves them out of a new run'
-        kept = Problem(str(folder.path), f"what was saved before is kept; {remedy}")
-        raise DataError(*error.problems, kept) from error
-    except HangError as error:
-        kept = Problem(str(folder.path), f"go on from the last save with: vocseg run --resume {folder.path}")
-        raise EnvironmentFault(*error.problems, kept) from error
-    except TrainingError as error:
-        raise TrainingError(*error.problems, Problem(str(folder.path), "what was saved before is kept")) from error
-    except VocsegError:
-        raise
-    except OSError as error:
-        raise EnvironmentFault(Problem(str(folder.path), f"{error.strerror or error}; free space?")) from error
-    except (KeyboardInterrupt, SystemExit):  # a second signal
-        if not stop.signal_number:
-            raise
-        raise Interrupted(
-            f"stopped at once; go on from the last save with: vocseg run --resume {folder.path}", stop.signal_number
-        ) from None
-    except Exception as error:  # out of memory, or something inside a plugin
-        raise TrainingError(_explain(error, job), Problem(str(folder.path), "what was saved before is kept")) from error
+    with explained(job, folder, stop), state_saver(folder.path, folder.id if world.first else "") as saver:
+        events = _train_and_score(job, folder, board, saver, stop)
+        yield from _save_when_due(events, job, folder, board, saver, stop)
 
 
 def _save_when_due(
-    events: Iterator[Event], job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver, stop: StopRequest
+    events: Iterator[Event], job: Job, folder: RunFolder, board: Scoreboard, saver: StateSaver, stop: StopRequest
 ) -> Iterator[Event]:
     """Passes events on, saving the state now and then, and all of it before stopping on a signal."""
     training = job.training
@@ -337,57 +262,13 @@ def _save_when_due(
             saver.wait()
             raise Interrupted(
                 f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
-                f"go on with: vocseg run --resume {folder.path}",
+                f"go on with: {to_resume(folder.path)}",
                 signal_number,
             )
 
 
-def _short_of_room(job: Job, folder: RunFolder) -> tuple[str, ...]:
-    """A note where the disk has less room than the run will take."""
-    training = job.training
-    weights = sum(tensor.nbytes for tensor in training.network.state_dict().values())
-    state = weights * (1 if training.ema is None else 2) + optimizer_bytes(training.optimizer)
-    # What is replaced stays until the new is whole. The rest, mostly pictures, takes 2 MB or so.
-    needed = (KEPT + 1) * state + 2 * weights + 5_000_000
-    try:
-        needed -= sum(path.stat().st_size for path in folder.path.iterdir())
-        free = shutil.disk_usage(folder.path).free
-    except OSError:
-        return ()
-    if free >= needed:
-        return ()
-    room = f"the run may take {needed / 1e6:,.0f} MB more, and {free / 1e6:,.0f} MB are free"
-    return (f"{folder.path}: {room}; free space, or choose another --out",)
-
-
-def _explain(error: Exception, job: Job) -> str:
-    text = one_line(error)
-    if out_of_memory(error):
-        text += f"; {_smaller(job)}"
-    elif "more than 1 value per channel" in text:
-        text = "batch norm found one value a channel, which is no statistics; use data.batch_size of 2 or more, a larger "
-        text += "crop, or an architecture without batch norm on its coarsest map"
-    else:
-        text += f"; `vocseg check {job.recipe.name}` tries one batch, and --debug shows where it happened"
-    epoch = min(job.training.epoch + 1, job.training.epochs)
-    return f"epoch {epoch}: {type(error).__name__}: {text}"
-
-
-def _smaller(job: Job) -> str:
-    """What to try where training takes too much memory: batches that make the same steps, or else smaller images."""
-    recipe, processes = job.recipe, job.training.world.size
-    size, accumulate = job.training.batches.batch_size, recipe.train.accumulate
-    parts = [n for n in range(processes, size // 2 + 1, processes) if size % n == 0]
-    if parts:
-        batch = f"data.batch_size = {parts[-1]} with train.accumulate = {accumulate * size // parts[-1]}"
-        return f"try {batch}, which makes the same steps in less memory"
-    sides = [part.params["size"] for part in recipe.augmentations if isinstance(part.params.get("size"), int)]
-    crop = f" of {max(32, sides[-1] // 2)} pixels" if sides else ""
-    return f"one image takes too much: try a 'crop'{crop}, a smaller network or encoder, or train.precision = \"bf16\""
-
-
 def _train_and_score(
-    job: Job, folder: RunFolder, board: _Scoreboard, saver: StateSaver, stop: StopRequest
+    job: Job, folder: RunFolder, board: Scoreboard, saver: StateSaver, stop: StopRequest
 ) -> Iterator[Event]:
     """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
     training, world = job.training, job.training.world
@@ -430,7 +311,7 @@ def _train_and_score(
     counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
     save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
     undrawn: Exception | None = None
-    with stop.at_once(f"stopped while the pictures were drawn; they follow with: vocseg run --resume {folder.path}"):
+    with stop.at_once(f"stopped while the pictures were drawn; they follow with: {to_resume(folder.path)}"):
         try:
             write_pictures(folder.path, result, kept, folder.read_metrics(), predictor, job.val)
         except Exception as error:  # which must not cost the figures
@@ -458,7 +339,7 @@ def _images(job: Job) -> dict[str, str]:
     return {split: hashlib.sha256("\n".join(names).encode()).hexdigest() for split, names in splits.items()}
 
 
-def _save(job: Job, board: _Scoreboard, saver: StateSaver, belongs_to: dict[str, Any]) -> None:
+def _save(job: Job, board: Scoreboard, saver: StateSaver, belongs_to: dict[str, Any]) -> None:
     training = job.training
     state = training.state()
     done = training.epoch * training.steps_per_epoch + training.step
@@ -467,7 +348,7 @@ def _save(job: Job, board: _Scoreboard, saver: StateSaver, belongs_to: dict[str,
         saver.save(saved, done, only_if=lambda copy: training.is_finite(copy["training"]))
 
 
-def _result(job: Job, folder: RunFolder, board: _Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
+def _result(job: Job, folder: RunFolder, board: Scoreboard, evaluation: Evaluation) -> dict[str, Any]:
     """The figures of a run; every one is of the kept weights on the validation split."""
     training = job.training
     return {

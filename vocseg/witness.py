@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import get_ident
 
-from vocseg.errors import shorten, shown_path, visible
+from vocseg.errors import shorten, shown_path, to_resume, visible
 
 _SLOT, _SLOTS = 256, 80  # bytes of a name, ended by a zero, and threads
 _RUN = _SLOT * _SLOTS  # where the run's folder stands
@@ -158,5 +158,5 @@ def _account(memory: mmap.mmap, crash: str) -> str:
     if not run:
         return f"vocseg: {what}{reading}; nothing was written yet"
     if os.path.exists(os.path.join(run, "state.json")):
-        return f"vocseg: {what}{reading}; go on with: vocseg run --resume {run}"
+        return f"vocseg: {what}{reading}; go on with: {to_resume(run)}"
     return f"vocseg: {what}{reading}; no state was saved yet in {run}: start the recipe again"

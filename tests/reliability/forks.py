@@ -8,6 +8,7 @@ So a run begins within milliseconds, and can be killed at any moment of it. Read
 {"group": of the child's processes, "code": as `subprocess` has it, "seconds": …, "since_signal": the last one's}
 """
 
+import gc
 import glob
 import json
 import os
@@ -25,9 +26,11 @@ import vocseg.cli.run
 import vocseg.run
 from vocseg.cli import main as vocseg_main
 from vocseg.train.loop import Training
+from vocseg.train.scoreboard import Scoreboard
 
 
 def main() -> None:
+    gc.freeze()  # so that no child copies all memory by looking for garbage in it
     print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
@@ -103,7 +106,7 @@ def signalling(
 
 def forget(item: str) -> None:
     """Makes a resumed run go on with that item as it is at the start of a run, as if no state had held it."""
-    load, load_board = Training.load, vocseg.run._Scoreboard.load
+    load, load_board = Training.load, Scoreboard.load
 
     def load_without(training: Training, state: dict[str, Any]) -> None:
         fresh = training.state()
@@ -117,7 +120,7 @@ def forget(item: str) -> None:
     def load_board_without(board: Any, state: dict[str, Any]) -> None:
         load_board(board, {**state, item: board.state()[item]} if item in state else state)
 
-    Training.load, vocseg.run._Scoreboard.load = load_without, load_board_without  # type: ignore[method-assign]
+    Training.load, Scoreboard.load = load_without, load_board_without  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -231,15 +231,6 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optim
                 raise ValueError(f"its optimizer's {name} of parameter {number} is {found}, not {tuple(expected)}")
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """About what its state takes once it has made a step: by its settings, a tensor or more for each parameter."""
-    size = 0
-    for group in optimizer.param_groups:
-        tensors = 2 + bool(group.get("amsgrad")) if "betas" in group else int(bool(group.get("momentum", True)))
-        size += tensors * sum(parameter.nbytes for parameter in group["params"])
-    return size
-
-
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes weights or counts as safetensors, with plain data to go along."""
     # Tied weights share memory, which the format refuses; contiguous clones are what a reader expects anyway.
