@@ -1,6 +1,8 @@
-"""docs/results.md is what its command makes of the kept runs, and the command takes a run as vocseg leaves it."""
+"""docs/results.md is what its command makes of the kept runs, and docs/reliability.md names tests that there are."""
 
+import ast
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -52,3 +54,18 @@ def test_a_run_is_kept_with_what_it_changed_in_its_recipe(results, tmp_path, mon
     assert changed["data.images"] == "4"
     assert json.loads(changed["augmentation"])[0]["size"] == 32
     assert str(tmp_path) not in json.dumps(entry)
+
+
+def test_every_promise_stands_beside_tests_that_there_are():
+    rows = [line for line in (DOCS / "reliability.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if row != "| promise | tests |"]
+    assert len(promises) >= 25
+    tests = DOCS.parent / "tests"
+    for promise in promises:
+        named = re.findall(r"`([\w/]*\.py)?::(test_\w+)`", promise)
+        assert named, promise
+        file = ""
+        for place, test in named:
+            file = place or file  # a name without a file is of the file before
+            functions = [node.name for node in ast.parse((tests / file).read_text()).body if hasattr(node, "name")]
+            assert test in functions, f"{file}::{test}"
