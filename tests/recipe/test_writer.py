@@ -69,7 +69,7 @@ recipes = st.fixed_dictionaries(
         ),
     },
     optional={
-        "description": st.text(st.characters(codec="utf-8")),
+        "description": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
         "augmentation": st.lists(component_of("augmentation"), max_size=3),
         "loss": st.lists(component_of("loss"), min_size=1, max_size=3),
         "optimizer": component_of("optimizer"),

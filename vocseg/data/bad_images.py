@@ -72,5 +72,5 @@ def _reason(dataset: Dataset, index: int) -> str:
     try:
         read(dataset, index)
     except DataError as error:
-        return one_line(error)
+        return one_line(error, None)  # it names files, whose paths may be long
     return ""
