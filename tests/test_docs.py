@@ -57,7 +57,9 @@ def test_a_run_is_kept_with_what_it_changed_in_its_recipe(results, tmp_path, mon
 
 
 def test_every_promise_stands_beside_tests_that_there_are():
-    rows = [line for line in (DOCS / "reliability.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (DOCS / "reliability.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
     promises = [row for row in rows if row != "| promise | tests |"]
     assert len(promises) >= 25
     tests = DOCS.parent / "tests"

@@ -126,3 +126,4 @@ def forget(item: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    os._exit(0)  # what was imported and never used is not to be taken apart, which some of it complains about

@@ -246,6 +246,8 @@ def test_many_steps_left_out_in_a_row_end_the_run(home):
 def test_an_epoch_of_nothing_but_steps_left_out_ends_the_run(home):
     error, run = stops(home, f"data.bad=[{', '.join(map(str, range(12)))}]", 'train.on_nonfinite="skip"')
     assert "epoch 1, step 6: the training loss is nan" in str(error)
+    assert "all steps of the epoch were left out; lower optimizer.lr" in str(error)
+    assert "on_nonfinite" not in str(error)
     assert not (run / "model.safetensors").exists()
 
 

@@ -324,12 +324,14 @@ def _refuse_nonfinite(t: Training, watch: Watch, train_loss: float) -> None:
     Raises:
         NonFiniteError: for the step it came from, as far as that is known.
     """
+    last = Taken(t.epoch, max(t.step, 1) - 1, t.last_lr, torch.tensor(train_loss))
+    if t.step and t.left_out == t.step:
+        raise NonFiniteError(_found(t, last, skipped=True), "; all steps of the epoch were left out")
     bad = watch.look() if not math.isfinite(train_loss) else None
     networks = [t.network] if t.ema is None else [t.network, t.ema.network]
     weights = (p for network in networks for p in network.parameters())
     if math.isfinite(train_loss) and all_finite(weights):
         return
-    last = Taken(t.epoch, max(t.step, 1) - 1, t.last_lr, torch.tensor(train_loss))
     raise NonFiniteError(_found(t, bad or last), "; the weights are not finite after it" if bad is None else "")
 
 

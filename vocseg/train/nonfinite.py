@@ -19,7 +19,7 @@ from vocseg.errors import Problem, TrainingError
 IN_A_ROW = 10
 """So many steps that are left out one after the other end the run."""
 
-REMEDY = 'lower optimizer.lr, set train.clip, use train.precision = "fp32", or train.on_nonfinite = "skip"'
+REMEDY = 'lower optimizer.lr, set train.clip, or use train.precision = "fp32"'
 
 _SHOWN = 8  # images that a message names
 _EVERY = 50  # steps between two looks, where a device cannot copy beside its work
@@ -57,10 +57,15 @@ class NonFinite:
 
 
 class NonFiniteError(TrainingError):
-    """Training stops at a step that is not finite."""
+    """Training stops at a step that is not finite.
+
+    Args:
+        why: it stops, where such steps are left out.
+    """
 
     def __init__(self, found: NonFinite, why: str = ""):
-        super().__init__(Problem("", f"{found}{why}; {REMEDY}"))
+        more = "" if found.skipped else ', or leave such steps out by train.on_nonfinite = "skip"'
+        super().__init__(Problem("", f"{found}{why}; {REMEDY}{more}"))
         self.found = found
 
 
