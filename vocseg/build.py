@@ -375,7 +375,7 @@ def _find_batch_size(
     recipe: Recipe, network: Network, batches: TrainingBatches, loss: Loss, placement: Placement, world: World
 ) -> tuple[int, str]:
     """The batch size of all processes together, the same for each of them, and what limits it."""
-    image, mask = (torch.tensor(array) for array in batches.sample(0, 0))
+    image, mask = (torch.tensor(array) for array in batches.first_sample())
     settings = recipe.train
     trial = Trial(
         network=network.module,
@@ -401,7 +401,7 @@ def _try_bf16(
     recipe: Recipe, network: Network, batches: TrainingBatches, val: Dataset, loss: Loss, placement: Placement
 ) -> tuple[str, str]:
     """The precision that the network is faster in, on a batch and on a whole image, and what was measured."""
-    image, mask = (torch.tensor(array) for array in batches.sample(0, 0))
+    image, mask = (torch.tensor(array) for array in batches.first_sample())
     size = min(batches.batch_size, TRIAL_IMAGES)
     settings = recipe.train
     whole, _ = next(read_ahead(val, [0]))

@@ -149,17 +149,22 @@ class TrainingBatches:
 
     def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair] | list[Unrendered]:
         if self.render:
-            return [self._pair(epoch, position) for position in positions]
+            return [self.sample(epoch, position) for position in positions]
         return [self._sample(epoch, position).unrendered() for position in positions]
 
     def sample(self, epoch: int, position: int) -> Pair:
         """One augmented sample: image (h, w, 3) uint8 and mask (h, w) uint8."""
-        with closing(Readers(1, self.dataset.timeout, "vocseg-loader")) as readers:
-            return readers.result(readers.submit(self._pair, epoch, position))
-
-    def _pair(self, epoch: int, position: int) -> Pair:
         sample = self._sample(epoch, position)
         return sample.image, sample.mask
+
+    def first_sample(self) -> Pair:
+        """The first sample of all, on a thread: its image is the first that is read, and may hang.
+
+        Raises:
+            HangError: it does.
+        """
+        with closing(Readers(1, self.dataset.timeout, "vocseg-loader")) as readers:
+            return readers.result(readers.submit(self.sample, 0, 0))
 
     def _sample(self, epoch: int, position: int) -> Sample:
         rng = np.random.default_rng((self.seed, epoch, position))
