@@ -99,7 +99,11 @@ def choose_device(name: str) -> torch.device:
     if not available[device.type] or (device.index or 0) >= count:
         there = ", ".join(kind for kind, there in available.items() if there)
         raise EnvironmentFault(f"--device {name}: this machine has no such device; there is: {there}")
-    return _own_gpu() if name == "cuda" else device
+    if name == "cuda":
+        return _own_gpu()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose streams and events are then the ones without another's name
+    return device
 
 
 def _own_gpu() -> torch.device:

@@ -75,7 +75,7 @@ class TrainingError(VocsegError):
 
 
 class Interrupted(VocsegError):  # noqa: N818 - nothing went wrong
-    """A run was stopped by a signal after it saved its state."""
+    """A signal stopped a command; a run first saved what it had to save, unless it was the second one."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -109,11 +109,13 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) if relative.startswith(os.pardir) else relative
 
 
-def to_resume(run: str | os.PathLike[str]) -> str:
-    """The command that goes on with a run, as a shell takes it."""
+def how_to_go_on(run: str | os.PathLike[str]) -> str:
+    """What to tell of a run that ended before its end: the command that goes on with it, as a shell takes it."""
     import shlex  # here and not above, as difflib below
 
-    return f"vocseg run --resume {shlex.quote(os.fspath(run))}"
+    if not os.path.exists(os.path.join(run, "state.json")):
+        return f"no state was saved yet in {os.fspath(run)}: start the recipe again"
+    return f"go on with: vocseg run --resume {shlex.quote(os.fspath(run))}"
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

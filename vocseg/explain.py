@@ -14,8 +14,8 @@ from vocseg.errors import (
     Problem,
     TrainingError,
     VocsegError,
+    how_to_go_on,
     one_line,
-    to_resume,
 )
 from vocseg.runs.folder import RunFolder
 from vocseg.train.nonfinite import NonFiniteError
@@ -33,8 +33,11 @@ def explained(job: Job, folder: RunFolder, stop: StopRequest) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
-        folder.add_nonfinite(asdict(error.found))
         images = Problem(str(folder.nonfinite), "has its images; what was saved before is finite, and is kept")
+        try:
+            folder.add_nonfinite(asdict(error.found))
+        except VocsegError as unwritten:  # which is not to hide the reason
+            raise TrainingError(*error.problems, *unwritten.problems) from error
         raise TrainingError(*error.problems, images) from error
     except DataError as error:
         remedy = f"`vocseg data verify {folder.resolved}` finds every such image"
@@ -42,19 +45,19 @@ def explained(job: Job, folder: RunFolder, stop: StopRequest) -> Iterator[None]:
             remedy += ', and data.on_bad_image = "skip" leaves them out of a new run'
         raise DataError(*error.problems, Problem(kept.where, f"{kept.message}; {remedy}")) from error
     except HangError as error:
-        go_on = Problem(str(folder.path), f"go on from the last save with: {to_resume(folder.path)}")
-        raise EnvironmentFault(*error.problems, go_on) from error
+        raise EnvironmentFault(*error.problems, how_to_go_on(folder.path)) from error
     except TrainingError as error:
         raise TrainingError(*error.problems, kept) from error
     except VocsegError:
         raise
     except OSError as error:
-        raise EnvironmentFault(Problem(str(folder.path), f"{error.strerror or error}; free space?")) from error
+        raise EnvironmentFault(
+            Problem(str(folder.path), f"{type(error).__name__}: {one_line(error)}; {how_to_go_on(folder.path)}")
+        ) from error
     except (KeyboardInterrupt, SystemExit):  # a second signal
         if not stop.signal_number:
             raise
-        message = f"stopped at once; go on from the last save with: {to_resume(folder.path)}"
-        raise Interrupted(message, stop.signal_number) from None
+        raise Interrupted(f"stopped at once; {how_to_go_on(folder.path)}", stop.signal_number) from None
     except Exception as error:  # out of memory, or something inside a plugin
         epoch = min(job.training.epoch + 1, job.training.epochs)
         failed = f"epoch {epoch}: {type(error).__name__}: {_with_remedy(error, job)}"

@@ -130,7 +130,7 @@ def _of_a_stranger(plugins: Path) -> bool:
     return (
         hasattr(os, "getuid")
         and bool(os.stat(plugins.parent).st_mode & stat.S_IWOTH)
-        and os.stat(plugins).st_uid != os.getuid()
+        and {os.stat(plugins).st_uid, os.lstat(plugins).st_uid} != {os.getuid()}  # of a link, both
     )
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from vocseg.build import Job, build
-from vocseg.device import choose_device, peak_memory_bytes
+from vocseg.device import choose_device, out_of_memory, peak_memory_bytes
 from vocseg.distributed import World, join, launched, restarted
-from vocseg.errors import DataError, EnvironmentFault, Interrupted, Problem, UsageError, one_line, to_resume
+from vocseg.errors import DataError, EnvironmentFault, Interrupted, Problem, UsageError, how_to_go_on, one_line
 from vocseg.evaluate.figures import figures
 from vocseg.evaluate.validation import Evaluation, Scored, evaluate
 from vocseg.explain import explained
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
-from vocseg.recipe.changes import refuse_changes
+from vocseg.recipe.changes import carried_over, refuse_changes
 from vocseg.recipe.reader import Recipe, read_recipe
 from vocseg.recipe.toml import write_value
 from vocseg.report.run import write_pictures
@@ -132,17 +132,19 @@ def resume(
 def _resume(
     folder: RunFolder, device: str, world: World, stop: StopRequest, overrides: Sequence[str] = ()
 ) -> Iterator[Event]:
-    recipe = run_recipe(folder, overrides)
     state, problems = load_state(folder.path, folder.id)
     with _expecting_a_state(folder):
+        before = carried_over(state["recipe"], run_recipe(folder).resolved)
+        recipe = run_recipe(folder, [*before, *overrides])
         refuse_changes(state["recipe"], recipe, folder.path)
+        images = state["images"]
         done = float(state["training"]["epoch"]), float(state["training"]["step"])
     if world.largest(*done) != [*done]:
         raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
-    with stop.at_once(f"stopped before training went on; go on with: {to_resume(folder.path)}"):
+    with stop.at_once(f"stopped before training went on; {how_to_go_on(folder.path)}"):
         left_out = folder.read_bad_images()
         job = build(recipe, device, pretrained=False, precision=folder.precision, left_out=left_out, world=world)
-    if state["images"] != _images(job):
+    if images != _images(job):
         changed = "its images are not those that the run began with; give the folder that holds them with --data"
         raise DataError(Problem(recipe.data.settings.root, changed))
     board = _scoreboard(recipe)
@@ -186,6 +188,8 @@ def _expecting_a_state(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         reason = f"its state is not one of its recipe's network and optimizer: {one_line(error)}"
         raise EnvironmentFault(Problem(str(folder.path), reason)) from error
 
@@ -247,22 +251,26 @@ def _save_when_due(
     belongs_to = {"recipe": job.recipe.resolved, "images": _images(job)}
     saved = time.monotonic()
     for event in events:
-        yield event
         if isinstance(event, Finished):
+            yield event
             continue
         # Kept weights and the state that knows of them belong together; and nothing is trained after the last epoch.
         kept = isinstance(event, Epoch) and (board.best.epoch == event.epoch or board.stopped or training.ended)
-        due = kept or time.monotonic() - saved >= job.recipe.train.checkpoint_minutes * 60
+        if kept:
+            _save(job, board, saver, belongs_to)
+            saved = time.monotonic()
+        yield event  # now, for whoever takes it may not come back
+        due = time.monotonic() - saved >= job.recipe.train.checkpoint_minutes * 60
         # A signal may come to one process, or to all between different steps: they save and stop together.
         save_now, signal_number = map(int, training.world.largest(due, stop.signal_number))
-        if not board.trained and (save_now or signal_number):
+        if not kept and not board.trained and (save_now or signal_number):
             _save(job, board, saver, belongs_to)
             saved = time.monotonic()
         if signal_number:
             saver.wait()
             raise Interrupted(
                 f"stopped in epoch {min(training.epoch + 1, training.epochs)} of {training.epochs}, all saved; "
-                f"go on with: {to_resume(folder.path)}",
+                f"{how_to_go_on(folder.path)}",
                 signal_number,
             )
 
@@ -311,7 +319,7 @@ def _train_and_score(
     counts = {"per_image": torch.from_numpy(kept.per_image), "confusion": torch.from_numpy(kept.matrix)}
     save_tensors(folder.counts, counts, {"images": list(job.val.names), "classes": list(job.val.classes)})
     undrawn: Exception | None = None
-    with stop.at_once(f"stopped while the pictures were drawn; they follow with: {to_resume(folder.path)}"):
+    with stop.at_once(f"stopped while the pictures were drawn; they follow where you {how_to_go_on(folder.path)}"):
         try:
             write_pictures(folder.path, result, kept, folder.read_metrics(), predictor, job.val)
         except Exception as error:  # which must not cost the figures

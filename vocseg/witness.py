@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import get_ident
 
-from vocseg.errors import shorten, shown_path, to_resume, visible
+from vocseg.errors import how_to_go_on, shorten, shown_path, visible
 
 _SLOT, _SLOTS = 256, 80  # bytes of a name, ended by a zero, and threads
 _RUN = _SLOT * _SLOTS  # where the run's folder stands
@@ -95,16 +95,18 @@ def witnessed() -> Iterator[None]:
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # for good in the copy: it has to be there when the run is not
+    # For good in the copy, which has to be there when the run is not.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the copy takes no lock that a thread may hold
         child = os.fork()
     if not child:
         try:
+            os.close(tells)  # else the end of the parent would not be heard
             _watch(memory, hears, parent)
         finally:
             os._exit(0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     os.close(hears)
     _slot.clear()
     _free[:] = range(0, _RUN, _SLOT)
@@ -112,9 +114,12 @@ def witnessed() -> Iterator[None]:
     crashes = not faulthandler.is_enabled()  # else whoever enabled it wants to see the traceback
     if crashes:
         faulthandler.enable(tells, all_threads=False)
+    # Until a run is under way, which has its own: whoever ends the process means to.
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         _shared = None
         if crashes:
             faulthandler.disable()
@@ -124,13 +129,17 @@ def witnessed() -> Iterator[None]:
             os.waitpid(child, 0)
 
 
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def _watch(memory: mmap.mmap, hears: int, parent: int) -> None:
     """Waits for the end of the parent, and tells if that was a bad one."""
     # Whoever reads what the run prints is not to wait for this process; nor is anything else held open.
     for first, end in ((0, 2), (3, hears), (hears + 1, os.sysconf("SC_OPEN_MAX"))):
         os.closerange(first, end)
     said = b""
-    while os.getppid() == parent:  # a process that the run left behind may keep the pipe open
+    while _GOOD not in said and os.getppid() == parent:  # a process that the run left behind may keep the pipe open
         if select.select([hears], [], [], 2.0)[0]:
             received = os.read(hears, 4096)
             if not received:
@@ -157,6 +166,4 @@ def _account(memory: mmap.mmap, crash: str) -> str:
     run = os.fsdecode(memory[_RUN:].split(b"\0")[0])
     if not run:
         return f"vocseg: {what}{reading}; nothing was written yet"
-    if os.path.exists(os.path.join(run, "state.json")):
-        return f"vocseg: {what}{reading}; go on with: {to_resume(run)}"
-    return f"vocseg: {what}{reading}; no state was saved yet in {run}: start the recipe again"
+    return f"vocseg: {what}{reading}; {how_to_go_on(run)}"

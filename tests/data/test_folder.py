@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vocseg.data.folder import _seeded_split, folder
-from vocseg.errors import DataError, UsageError
+from vocseg.errors import DataError, IncompleteError, UsageError
 
 CLASSES = ("ground", "plane", "cat", "person")
 
@@ -203,3 +203,19 @@ def test_a_root_from_the_working_directory_is_read_like_any_other(folder_root, m
     assert [image.is_file() and mask.is_file() for image, mask in data.files] == [True] * 10
     assert data.files[1:3][0] == data.files[1]
     assert data.read(9)[1].shape == data.read(9)[0].shape[:2]
+
+
+def test_a_name_that_leads_out_of_the_folder_is_never_read_though_a_file_is_there(tmp_path):
+    root = tmp_path / "own"
+    for name in ("a", "b"):
+        write(root / f"images/{name}.png"), write(root / f"masks/{name}.png")
+    write(tmp_path / "secret.jpg"), write(tmp_path / "secret.png")
+    (root / "lists").mkdir()
+    (root / "lists/train.txt").write_text("a\n../../secret\nb\n")
+    with pytest.raises(IncompleteError) as caught:
+        folder(root, "train", classes=("x", "y"), splits="lists")
+    opened = caught.value.rest
+    assert opened.names == ("a", "../../secret", "b")
+    assert opened.read(2)[1].shape == opened.read(0)[1].shape
+    with pytest.raises(DataError, match=r"secret.jpg: no such file"):
+        opened.read(1)

@@ -442,3 +442,10 @@ def test_a_file_that_a_module_cannot_adapt_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"adapt_weights of it cannot take it \(KeyError: 'stem\.weight'\)") as raised:
         load_weights(Demanding(), path, name="it")
     assert one_line_of(raised.value).startswith(f"{path}: ")
+
+
+def test_weights_that_were_cast_as_a_whole_are_taken_though_counts_of_batches_were_too(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(3)
+    path = saved(tmp_path / "cast.pth", {key: tensor.double() for key, tensor in norm.state_dict().items()})
+    load_weights(norm, path, name="norm")
+    assert norm.num_batches_tracked.dtype == torch.int64

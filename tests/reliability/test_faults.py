@@ -348,3 +348,47 @@ with witnessed():
     assert ("the process was killed" in ended.stderr) == (end != "good")
     assert ended.stderr.count("\n") == (end != "good")
     assert time.monotonic() - begun < 8
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot copy a process")
+def test_a_run_ends_though_a_process_of_it_lives_on(tmp_path):
+    script = """
+import os, time
+from vocseg.witness import witnessed
+with witnessed():
+    if not os.fork():  # it has all that this one has open
+        os.close(1), os.close(2), time.sleep(20), os._exit(0)
+print("through", flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    begun = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "through\n", "")
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot suspend a process")
+def test_a_process_that_was_suspended_has_no_image_that_hangs():
+    script = """
+import time
+import numpy as np
+from vocseg.data.dataset import Dataset
+from vocseg.data.threads import Readers, read
+def pixels(index):
+    print("reading", flush=True)
+    time.sleep(1.2)
+    return np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
+data = Dataset(("a", "b"), ("slow",), pixels, timeout=1.6)
+readers = Readers(1, data.timeout)
+print(readers.result(readers.submit(read, data, 0))[1].shape, flush=True)
+readers.close()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30)[0] == "(4, 4)\n"
+    assert process.returncode == 0

@@ -419,3 +419,15 @@ def test_verify_names_every_hostile_image_and_mask(folder_root: Path) -> None:
     assert len(found) == 20
     for where, message in found:
         assert expected[where] in message or ("JPEG" in where and "must be a PNG file" in message), (where, message)
+
+
+def test_a_png_of_a_million_empty_pieces_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pieces.png"
+    Image.new("RGB", (8, 8)).save(path)
+    data, empty = path.read_bytes(), b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
+    at = data.index(b"IDAT") - 4
+    path.write_bytes(data[:at] + 1000 * empty + data[at:])
+    assert read_image(path).shape == (8, 8, 3)
+    path.write_bytes(data[:at] + 1_000_000 * empty + data[at:])
+    with pytest.raises(DataError, match=r"pieces.png: cannot be read: its pixels are in more pieces"):
+        read_image(path)

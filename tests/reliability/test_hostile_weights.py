@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ import torch
 from torch import nn
 
 import vocseg
+from vocseg.data.weights import read_weights
+from vocseg.errors import EnvironmentFault, UsageError
 
 PACKAGE = Path(vocseg.__file__).parent
 MOST_MEGABYTES = 200
@@ -351,3 +354,67 @@ def test_nothing_in_the_package_unpickles_or_evaluates_what_it_reads():
             assert called != "eval" or where == "signature.py", where
             assert "allow_pickle" not in given, where
     assert loads == 1, "one way to read a file of tensors"
+
+
+def two_directories() -> bytes:
+    """A file of 100 kB that torch unpacks to 100 MB, and in which zipfile sees nothing but empty members."""
+    plain = io.BytesIO()
+    torch.save({"weight": torch.zeros(25_000_000)}, plain)
+    with zipfile.ZipFile(plain) as archive:
+        members = [(member.filename.encode(), archive.read(member)) for member in archive.infolist()]
+
+    def fields(name: bytes, content: bytes, stored: int, method: int) -> bytes:
+        sizes = zlib.crc32(content), stored, len(content)
+        return struct.pack("<HHHHIIIHH", 0, method, 0, 0, *sizes, len(name), 0)
+
+    def listed(name: bytes, content: bytes, stored: int, method: int, at: int) -> bytes:
+        head = b"PK\1\2" + struct.pack("<HH", 20, 20) + fields(name, content, stored, method)
+        return head + struct.pack("<HHHII", 0, 0, 0, 0, at) + name
+
+    data, real = b"", b""
+    for name, content in members:
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        packed = packer.compress(content) + packer.flush()
+        real += listed(name, content, len(packed), 8, len(data))
+        data += b"PK\3\4" + struct.pack("<H", 20) + fields(name, content, len(packed), 8) + name + packed
+    lengths = [len(real) // len(members) - 46] * len(members)
+    lengths[-1] += len(real) - sum(46 + length for length in lengths)
+    shown = b"".join(listed(length * b"x", b"", 0, 0, 0) for length in lengths)
+    assert len(shown) == len(real)
+    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, len(members), len(members), len(real), len(data), 0)
+    return data + real + shown + end
+
+
+def test_an_archive_that_two_programs_read_differently_is_refused(tmp_path):
+    path = tmp_path / "two.pth"
+    path.write_bytes(two_directories())
+    assert path.stat().st_size < 200_000
+    with zipfile.ZipFile(path) as archive:
+        assert {member.file_size for member in archive.infolist()} == {0}
+    assert torch.load(path, weights_only=True)["weight"].numel() == 25_000_000  # which is why
+    with pytest.raises(EnvironmentFault, match="it does not end as torch"):
+        read_weights(path)
+
+
+def test_honest_files_of_any_number_of_tensors_are_read(tmp_path):
+    for count in (1, 300):
+        path = tmp_path / f"{count}.pth"
+        tensors = {f"{number}": torch.zeros(1) for number in range(count)}
+        torch.save(tensors, path)
+        assert read_weights(path).keys() == tensors.keys()
+
+
+class _Expanded:
+    """One number that asks to be 200 million in memory."""
+
+    def __reduce__(self):
+        one = torch.zeros(1).as_strided((200_000_000,), (0,))
+        return torch._utils._rebuild_device_tensor_from_cpu_tensor, (one, torch.float64, "cpu", False)
+
+
+def test_one_number_that_asks_for_the_memory_of_many_is_refused(tmp_path):
+    path = tmp_path / "expanded.pth"
+    torch.save({"weight": _Expanded()}, path)
+    assert path.stat().st_size < 5_000
+    with pytest.raises(UsageError, match="is damaged or holds Python objects"):
+        read_weights(path)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from vocseg.build import Job, build
+from vocseg.data.loader import TrainingBatches
 from vocseg.errors import TrainingError
 from vocseg.recipe.prepare import load_recipe
 from vocseg.run import Finished, resume, start
@@ -311,3 +312,14 @@ def test_the_error_says_what_it_is(home):
         list(train(job(home).training, never))
     assert caught.value.exit_code == 5
     assert caught.value.found.skipped is False
+
+
+def test_every_process_names_the_images_of_all(home):
+    batches = job(home).training.batches
+    whole = batches.names(1, 0, 2)
+    assert len(whole) == 2 * batches.batch_size
+    for rank in range(2):
+        share = TrainingBatches(
+            batches.dataset, [], batch_size=batches.batch_size, seed=batches.seed, rank=rank, size=2
+        )
+        assert share.names(1, 0, 2) == whole

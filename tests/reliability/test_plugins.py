@@ -21,6 +21,7 @@ from vocseg.errors import UNSEEN, UsageError, VocsegError
 from vocseg.plugins import PACKAGE, discover, plugin_files
 from vocseg.recipe.prepare import load_recipe
 from vocseg.recipe.reader import read_recipe
+from vocseg.runs.folder import _git
 
 RECIPE = """
 [model]
@@ -288,6 +289,30 @@ def test_plugins_that_another_user_put_above_a_recipe_are_not_looked_through(
     assert load_recipe(str(recipe), plugins=shared / "plugins")[0].model.name == "good"
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no such folders")
+def test_a_link_that_another_user_put_above_a_recipe_is_as_little_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, recipe = tmp_path / "shared", tmp_path / "shared" / "mine" / "good.toml"
+    recipe.parent.mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "good.py").write_text(NET.format(name="good", body=GOOD))
+    (shared / "plugins").symlink_to(tmp_path / "mine")
+    recipe.write_text(RECIPE.format(model="good"))
+    shared.chmod(0o777 | stat.S_ISVTX)
+    assert load_recipe(str(recipe))[0].model.name == "good"
+    lstat = os.lstat
+
+    def of_another(path: str | Path) -> os.stat_result:
+        found = [*lstat(path)]
+        found[stat.ST_UID] += 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "lstat", of_another)
+    with pytest.raises(VocsegError, match="another user put it where anyone may write"):
+        load_recipe(str(recipe))
+
+
 # What is kept
 
 
@@ -328,3 +353,23 @@ def test_an_installed_package_is_known_by_all_its_files(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     found = plugin_files(discover().get("architecture", "thing_net"))
     assert found == [package / "__init__.py", package / "inner" / "__init__.py"]
+
+
+def test_to_note_the_repository_runs_no_program_of_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    Path("file").write_text("content")
+    for arguments in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'canary'}\ncat\n")
+    program.chmod(0o755)
+    for setting in ("core.fsmonitor", "filter.bad.clean", "filter.bad.process"):
+        subprocess.run([*git, "config", setting, str(program)], check=True)
+    Path(".gitattributes").write_text("* filter=bad\n")
+    os.utime("file", (1, 1))  # so that git would look whether it changed
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert _git() == {"commit": commit}
+    assert not Path("canary").exists()

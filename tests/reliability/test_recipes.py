@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from vocseg.errors import UNSEEN, VocsegError
+from vocseg.errors import UNSEEN, UsageError, VocsegError
 from vocseg.plugins import PACKAGE, bundled, discover
 from vocseg.recipe.prepare import load_recipe
 from vocseg.recipe.reader import Recipe, read_recipe
@@ -359,3 +359,12 @@ def test_other_names_are_a_folders(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / recipe.name
     folder.mkdir(parents=True)
     assert folder.resolve().parent == (tmp_path / "runs").resolve()
+
+
+def test_so_many_mistakes_on_all_sides_are_told_in_a_hundred_lines(registry: Registry) -> None:
+    Path("many.toml").write_bytes(HEAD + b"".join(b"unknown_%d = 1\n" % number for number in range(300)))
+    for flags in (0, 1, 99, 100, 120):
+        with pytest.raises(UsageError) as caught:
+            read_recipe(Path("many.toml"), registry, [f"nonsense {number}" for number in range(flags)])
+        assert len(caught.value.problems) == 100
+        assert "there may be more" in str(caught.value.problems[-1])

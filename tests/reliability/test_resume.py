@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from vocseg.errors import UsageError
-from vocseg.recipe.changes import FREE, refuse_changes
+from vocseg.recipe.changes import FREE, carried_over, refuse_changes
 from vocseg.recipe.prepare import load_recipe
+from vocseg.run import Started, start
 from vocseg.runs.checkpoint import load_state
+from vocseg.train.loop import Epoch
 
 FAILING = ("model.fails=0.1", "train.on_nonfinite=skip")
 VARIANTS = (
@@ -280,3 +282,20 @@ def test_half_precision_and_accumulation_go_on_exactly(forks, whole):
     forks.start(*changes, at={**MID_EPOCH, "signal": signal.SIGTERM})
     assert forks.resume(forks.folder()).code == 0
     assert forks.left(forks.folder()) == expected.left
+
+
+def test_what_one_sitting_changed_the_next_one_keeps(project):
+    recipe, _ = load_recipe(str(project / "tiny.toml"))
+    other, _ = load_recipe(str(project / "tiny.toml"), overrides=["data.workers=7", "train.checkpoint_minutes=3"])
+    assert carried_over(other.resolved, recipe.resolved) == ["data.workers=7", "train.checkpoint_minutes=3.0"]
+    assert carried_over(recipe.resolved, recipe.resolved) == []
+
+
+def test_an_epoch_that_was_told_of_is_saved(project):
+    recipe, _ = load_recipe(str(project / "tiny.toml"), overrides=["train.checkpoint_minutes=60"])
+    events = start(recipe, out=project / "runs", device="cpu")
+    run = next(event.run for event in events if isinstance(event, Started))
+    next(event for event in events if isinstance(event, Epoch))
+    events.close()
+    state, _ = load_state(run)
+    assert (state["training"]["epoch"], state["training"]["step"]) == (1, 0)

@@ -184,6 +184,6 @@ def test_a_second_signal_ends_the_run_at_once(forks, numbers, network):
     assert ended.since_signal < PROMPTLY
     said = ended.said.splitlines()[1:]  # after what it began with
     if network == "asleep":
-        assert said[-1].startswith("stopped at once; go on from the last save with: vocseg run --resume ")
+        assert said[-1].startswith("stopped at once; no state was saved yet in ")
     else:
         assert said == ["stopped at once"]

@@ -80,11 +80,13 @@ def main() -> None:
         if "--json" in arguments:
             from vocseg.cli.output import print_json
 
-            print_json({"error": [str(p) for p in error.problems], "exit_code": error.exit_code}, indent=None)
+            with contextlib.suppress(OSError):  # that it cannot be printed may be the error
+                print_json({"error": [str(p) for p in error.problems], "exit_code": error.exit_code}, indent=None)
         rank = os.environ.get("RANK", "0")  # torchrun's processes: what all of them find, the first one says
         if rank == "0" or error.exit_code not in (2, 130, 143):
             for problem in error.problems:
                 click.echo(problem if rank == "0" else f"process {rank}: {problem}", err=True)
+        _end_output()
         sys.exit(error.exit_code)
     except click.ClickException as error:
         text = io.StringIO()

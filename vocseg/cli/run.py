@@ -1,6 +1,8 @@
 """`vocseg run`: train a recipe."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,7 +72,32 @@ def command(
 
         reporter = reporters.choose(quiet=quiet, as_json=as_json)
         if read is not None:
-            reporter.follow(run.start(read, out=out or Path("runs"), device=device))
+            _follow(reporter, run.start(read, out=out or Path("runs"), device=device))
         elif resume is not None:
-            reporter.follow(run.resume(resume, device=device, overrides=overrides, data=data))
+            _follow(reporter, run.resume(resume, device=device, overrides=overrides, data=data))
         end_process()
+
+
+def _follow(reporter: Any, events: Iterator[Any]) -> None:
+    """Prints what a run tells.
+
+    Raises:
+        EnvironmentFault: nobody takes what is printed any more.
+    """
+    from vocseg.errors import EnvironmentFault, Problem, how_to_go_on
+    from vocseg.run import Started
+
+    run = Path()
+
+    def noted() -> Iterator[Any]:
+        nonlocal run
+        for event in events:
+            if isinstance(event, Started):
+                run = event.run
+            yield event
+
+    try:
+        reporter.follow(noted())
+    except OSError as error:  # the run's own have become vocseg's errors by then
+        stopped = f"cannot be written to ({error.strerror}), which stopped the run; {how_to_go_on(run)}"
+        raise EnvironmentFault(Problem("output", stopped)) from error

@@ -106,6 +106,9 @@ def folder(
     from vocseg.data.images import read_pair  # wanted, with its decoders, once all is found
 
     def read(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        for path, found in zip(files[index], (image_files, mask_files), strict=True):
+            if names[index] not in found:  # be there a file or not: the name may lead out of the folder
+                raise DataError(Problem(str(path), "no such file"))
         return read_pair(*files[index], len(classes))
 
     opened = Dataset(classes, tuple(names), read, files)

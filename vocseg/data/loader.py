@@ -117,7 +117,7 @@ class TrainingBatches:
                 batch = next(coming, None)
                 if batch is None:
                     return
-                epoch, positions = batch
+                epoch, positions = batch[0], batch[1][self._own]
                 parts = [  # one task a thread, for a task costs a tenth of what a sample from the cache does
                     readers.submit(self._samples, epoch, part.tolist())
                     for part in np.array_split(positions, min(self.workers, len(positions)))
@@ -133,18 +133,18 @@ class TrainingBatches:
                 yield batch
 
     def names(self, epoch: int, first: int, batches: int = 1) -> list[str]:
-        """The images of this process's part of so many batches of an epoch, without the partners that are mixed in."""
+        """The images of so many batches of an epoch, of all processes, without the partners that are mixed in."""
         shown = self._positions_of(epoch, epoch + 1, first, first + batches)
         return [self.dataset.names[i] for _, positions in shown for i in (positions % len(self.dataset)).tolist()]
 
     def _positions_of(
         self, first: int, stop: int, skip: int, per_epoch: int
     ) -> Iterator[tuple[int, NDArray[np.integer]]]:
-        """Epoch and positions of each batch's own part."""
+        """Epoch and positions of each batch, of all processes."""
         for epoch in range(first, stop):
             order = np.random.default_rng((self.seed, epoch)).permutation(self._positions)
             for batch in range(skip, per_epoch):
-                yield epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size][self._own]
+                yield epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size]
             skip = 0
 
     def _samples(self, epoch: int, positions: Sequence[int]) -> list[Pair] | list[Unrendered]:

@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 _BYTES_PER_PIXEL = 8  # of RGBA with 16 bits, which nothing larger compresses to
 _SPARE_BYTES = 2**24  # what else a file may hold
 _MAX_SEGMENTS = 10_000  # of a JPEG file before its pixels
+_MAX_CHUNKS = 200_000  # of a PNG file; of 100 million pixels libpng makes 20,000
 _MAX_SCANS = 100  # passes over a JPEG's pixels; encoders make about ten
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -90,11 +91,14 @@ def _png_pixels(data: bytes) -> Iterator[bytes]:
 
     PIL does not look at the checksums of pixels: of 1,000 masks with one changed bit it took 69 with other ids.
     """
-    at, name = 0, b""
+    at, name, chunks = 0, b"", 0
     while at + 8 <= len(data) and name != b"IEND":
         end = at + 12 + int.from_bytes(data[at : at + 4])
         name = data[at + 4 : at + 8]
         if name in (b"PLTE", b"IDAT", b"IEND"):
+            chunks += 1
+            if chunks > _MAX_CHUNKS:
+                raise ValueError("its pixels are in more pieces than any encoder makes")
             if end <= len(data) and zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
                 raise ValueError("a checksum is wrong, so that bits have changed")
             yield data[at:end]

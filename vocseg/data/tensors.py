@@ -1,8 +1,10 @@
 """Reading files of tensors, wherever they come from: nothing in them runs code, or takes much more than their size."""
 
+import contextlib
 import io
 import mmap
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -48,14 +50,33 @@ def load_pickled(source: Path | io.BytesIO) -> Any:
             raise ValueError("it is compressed, which torch.save does not do")
         if any(m.filename.endswith(".pkl") and m.file_size > 4 * _MOST_NAMES for m in members):
             raise ValueError("it names more than any network has")
-    # What torch.load may build besides tensors is of the size it has in the file, but for this.
-    if _holds(source, b"\nbytearray\n"):
-        raise pickle.UnpicklingError("it has memory set aside for other things than tensors")
+        if not _ends_with_its_directory(source):  # else torch may find another one than was looked at here
+            raise ValueError("it does not end as torch.save ends a file")
+    # Both of these take as much memory as they say, whatever the file holds.
+    if _holds(source, b"\nbytearray\n") or _holds(source, b"_rebuild_device_tensor_from"):
+        raise pickle.UnpicklingError("it has memory set aside for other things than tensors of the CPU or CUDA")
     if isinstance(source, io.BytesIO):
         source.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kinds of tensors that are refused in any case
         return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def _ends_with_its_directory(source: Path | io.BytesIO) -> bool:
+    """Whether nothing comes between or after an archive's one list of members and the records that tell where it is."""
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
+        end = file.seek(0, io.SEEK_END) - 22
+        file.seek(max(0, end - 76))
+        tail = file.read()
+    if tail[-22:-18] != b"PK\5\6":
+        return False
+    size, start = struct.unpack("<II", tail[-10:-2])
+    if tail[-42:-38] == b"PK\6\7":  # more members or bytes than that record has room for, which another one tells
+        end -= 76
+        if len(tail) < 98 or tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[-34:-26])[0] != end:
+            return False
+        size, start = struct.unpack("<QQ", tail[40:56])
+    return start + size == end
 
 
 def _holds(source: Path | io.BytesIO, what: bytes) -> bool:

@@ -73,15 +73,17 @@ class Readers:
         """
         if not self._timeout:
             return future.result()
+        late: set[tuple[str, float]] = set()
         while True:
             try:
                 return future.result(self._timeout / 4)
             except TimeoutError:
-                if future.done():  # which is what it raised
-                    raise
+                if future.done():  # by now, or this is what it raised
+                    return future.result()
             now = time.monotonic()
-            busy = [at_now(thread.ident) for thread in self._threads]
-            hang = sorted({image[0] for image in busy if image and now - image[1] > self._timeout})
+            late_before, images = late, (at_now(thread.ident) for thread in self._threads)
+            late = {image for image in images if image and now - image[1] > self._timeout}
+            hang = sorted({name for name, _ in late & late_before})  # twice: the whole process may have been suspended
             if hang:
                 self._hang = True
                 waited = f"reading or augmenting it has taken more than {self._timeout:g} s, and goes on; "

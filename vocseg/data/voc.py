@@ -100,7 +100,7 @@ def _read_list(folder: Path, split: str, year: int) -> tuple[dict[str, tuple[str
                 continue
             case [name] if "/" not in name:
                 pair = f"JPEGImages/{name}.jpg", f"{masks}/{name}.png"
-            case [image, mask] if "/" in image and "/" in mask:
+            case [image, mask] if "/" in image and "/" in mask and ".." not in f"{image}/{mask}".split("/"):
                 name, pair = Path(image).stem, (image.lstrip("/"), mask.lstrip("/"))
             case _:
                 malformed.append(number)

@@ -135,7 +135,9 @@ def load_weights(
         module, match = backbone, _match(backbone, tensors)
     state = module.state_dict()
     misshapen = [key for key, found in match.pairs.items() if tensors[found].shape != state[key].shape]
-    mistyped = [key for key, found in match.pairs.items() if _kind(tensors[found]) != _kind(state[key])]
+    # Of counts of batches nobody minds the kind, which whoever casts a whole network to float changes.
+    typed = {key: found for key, found in match.pairs.items() if not key.endswith("num_batches_tracked")}
+    mistyped = [key for key, found in typed.items() if _kind(tensors[found]) != _kind(state[key])]
     if mistyped:
         key = mistyped[0]
         found = f"'{key}' is {tensors[match.pairs[key]].dtype} in the file and {state[key].dtype} in the network"

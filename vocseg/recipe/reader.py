@@ -216,6 +216,7 @@ class _Reading:
                 self.flags[apply_override(self.given, override)] = (i, flag(override))
             except UsageError as error:
                 self.problems += [((0, i), problem) for problem in error.problems]
+                self.stop_if_many()
         self.data, foreign = without_foreign(self.given)
         for key, message in foreign:
             self.problem(key, message)
@@ -462,9 +463,12 @@ class _Reading:
         # As a user writes a key with --set: augmentation.0.size
         written = ".".join(shorten(str(part)) for part in key)
         self.problems.append((order, Problem(where, f"{written}: {message}")))
-        if len(self.problems) == MOST_PROBLEMS:
+        self.stop_if_many()
+
+    def stop_if_many(self) -> None:
+        if len(self.problems) >= MOST_PROBLEMS:
             more = Problem(self.where, "there may be more; the rest is looked at once these are mended")
-            raise UsageError(*self.in_order(), more)
+            raise UsageError(*self.in_order()[: MOST_PROBLEMS - 1], more)
 
     def in_order(self) -> list[Problem]:
         return [problem for _, problem in sorted(self.problems, key=lambda item: item[0])]

@@ -46,9 +46,9 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 def unwritable(path: Path, error: OSError, size: int = 0) -> EnvironmentFault:
     """What to raise where a file of so many bytes cannot be written."""
-    reason, remedy = error.strerror or str(error), "mend that or choose another --out"
+    reason, remedy = error.strerror or str(error), "mend that, or move the folder elsewhere"
     if error.errno in _FULL:
-        remedy = "free space or choose another --out"
+        remedy = "free space, or move the folder to another disk"
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(path.parent).free
             reason += f" in {path.parent} (needed: {size:,} bytes, free: {free:,} bytes)"

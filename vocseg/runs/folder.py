@@ -341,12 +341,13 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and state of the repository of the working directory; None outside of one."""
+    """Commit of the repository of the working directory; None outside of one.
 
-    def ask(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-
+    Whether files differ from it is not asked: to tell, git runs programs that the repository's own settings name.
+    """
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain", "-uno"))}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
+    return {"commit": done.stdout.strip()}

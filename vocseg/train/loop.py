@@ -305,7 +305,9 @@ def _optimizer_step(
                 for buffer, before in zip(t.network.buffers(), buffers, strict=True):
                     buffer.copy_(before)
             t.optimizer.zero_grad(set_to_none=True)
-            return total, seen, _found(t, Taken(t.epoch, t.step, lr, total), skipped=True)
+            losses = t.world.every(total)  # and the one to tell of may be another process's
+            worst = next((loss for loss in losses if not loss.isfinite()), total)
+            return total, seen, _found(t, Taken(t.epoch, t.step, lr, worst), skipped=True)
     # On the CPU, a loss is read in a microsecond: as an array, past torch's dispatch.
     elif total.device.type == "cpu" and not math.isfinite(float(total.float().numpy())):
         raise NonFiniteError(_found(t, Taken(t.epoch, t.step, lr, total)))

@@ -31,8 +31,8 @@ class NonFinite:
 
     Attributes:
         epoch, step: from 1.
-        loss: its mean over the images of this process.
-        names: of those images, without the partners that were mixed in.
+        loss: its mean over the images of one process.
+        names: of the step's images, without the partners that were mixed in.
         names_before: of the step before. It is what broke the weights, where `weights_finite` is False.
         weights_finite: before the step; None where that cannot be told any more.
         skipped: the step was left out, and the run went on.
