@@ -19,7 +19,9 @@ from vocseg.cli.output import print_json, print_line
 )
 @click.option("--to", "high", type=float, default=1.0, show_default=True, metavar="LR", help="Rate of the last step.")
 @click.option("--steps", type=click.IntRange(20, 100_000), default=100, show_default=True, help="Steps to make.")
-@click.option("--out", type=options.FOLDER, help="Folder to write into; runs/<recipe>/lr-<time> if left out.")
+@click.option(
+    "--out", type=options.FOLDER, metavar="DIR", help="Folder to write into; runs/<recipe>/lr-<time> if left out."
+)
 @options.as_json
 def command(
     recipe: str,

@@ -12,7 +12,9 @@ from vocseg.cli import options
 @click.command("run")
 @click.argument("recipe", required=False)
 @options.recipe_options
-@click.option("--out", type=options.FOLDER, help="Folder that holds <recipe>/<time>-<id>; runs if left out.")
+@click.option(
+    "--out", type=options.FOLDER, metavar="DIR", help="Folder that holds <recipe>/<time>-<id>; runs if left out."
+)
 @options.device
 @click.option("--resume", type=options.FOLDER, metavar="RUN", help="Go on with an interrupted run folder.")
 @click.option("--fetch", is_flag=True, help="Fetch the data set first, if it is not there.")
