@@ -308,8 +308,7 @@ def _optimizer_step(
             losses = t.world.every(total)  # and the one to tell of may be another process's
             worst = next((loss for loss in losses if not loss.isfinite()), total)
             return total, seen, _found(t, Taken(t.epoch, t.step, lr, worst), skipped=True)
-    # On the CPU, a loss is read in a microsecond: as an array, past torch's dispatch.
-    elif total.device.type == "cpu" and not math.isfinite(float(total.float().numpy())):
+    elif total.device.type == "cpu" and not math.isfinite(float(total)):
         raise NonFiniteError(_found(t, Taken(t.epoch, t.step, lr, total)))
     if t.clip is not None:
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
