@@ -12,12 +12,12 @@ Not here: augmentations that take a second sample (`mixing.py`).
 from collections.abc import Callable
 from typing import Annotated
 
-import cv2
 import numpy as np
 from annotated_types import Interval
 
 from vocseg import augmentation
 from vocseg.data.dataset import VOID
+from vocseg.data.opencv import cv2
 from vocseg.data.sample import Matrix, Sample
 from vocseg.errors import Problem, UsageError
 

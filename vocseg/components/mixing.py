@@ -7,7 +7,6 @@ find, after all that moves pixels. A step that mixes after another one gets a pa
 
 from typing import Annotated
 
-import cv2
 import numpy as np
 from annotated_types import Ge, Interval
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from vocseg import augmentation
 from vocseg.components.augmentations import Augment, ordered
 from vocseg.data.dataset import VOID
+from vocseg.data.opencv import cv2
 from vocseg.data.sample import Sample
 from vocseg.errors import Problem, UsageError
 

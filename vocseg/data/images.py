@@ -11,7 +11,6 @@ import io
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL.ImageFile import ImageFile
@@ -20,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from vocseg.data.dataset import VOID
 from vocseg.data.lists import first_ten
+from vocseg.data.opencv import cv2
 from vocseg.data.stored import MAX_PIXELS, PNG, Stored, naming, problem, read_stored
 
 

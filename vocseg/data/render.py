@@ -9,12 +9,12 @@ size or that an augmentation has looked at.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vocseg.data.opencv import cv2
 from vocseg.data.sample import Unrendered
 
 

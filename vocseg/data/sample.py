@@ -9,14 +9,12 @@ from collections.abc import Callable
 from math import ceil, floor
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vocseg.data.dataset import VOID
+from vocseg.data.opencv import cv2
 from vocseg.errors import Problem, UsageError
-
-cv2.setNumThreads(0)  # the loader's threads are the parallelism; OpenCV's own would fight torch for the cores
 
 Matrix = NDArray[np.float64]
 

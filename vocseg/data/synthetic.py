@@ -8,7 +8,6 @@ draws the same pixels; OpenCV is asked only for what it computes exactly.
 
 from typing import Annotated
 
-import cv2
 import numpy as np
 from annotated_types import Ge, Interval
 from numpy.random import Generator
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from vocseg import dataset
 from vocseg.data.dataset import VOID, Dataset
+from vocseg.data.opencv import cv2
 from vocseg.errors import DataError, Problem
 
 SYNTHETIC_CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")

@@ -1,6 +1,5 @@
 """From logits to the class of each pixel, and to counts of pixels by true and predicted class, in whole numbers."""
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vocseg.data.dataset import VOID
+from vocseg.data.opencv import cv2
 from vocseg.network import enlargement
 
 Size = tuple[int, int]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from vocseg.data.dataset import VOID
+from vocseg.data.opencv import cv2
 from vocseg.report.palette import Palette, id_colours
 from vocseg.report.style import FULL_WIDTH, GREY, label, new_figure, paper_style, save
 
