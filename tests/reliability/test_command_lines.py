@@ -287,6 +287,24 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments: list[str], tmp_pat
     assert done.stderr == b"No space left on device; --debug shows where\n"
 
 
+RUN = "run quickstart --set train.epochs=30 --set data.images=16 --set data.val_images=2 --set data.size=48"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"), [("list", 0, b""), (RUN, 4, b"output: cannot be written to (Broken pipe)")]
+)
+def test_a_reader_that_goes_away_is_no_traceback(command: str, code: int, said: bytes, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    started = [sys.executable, "-m", "vocseg", *command.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(started, cwd=tmp_path, env=environment, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error[: len(said)]) == (code, said)
+    assert error.count(b"\n") == bool(said)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that is in use")
 def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"

@@ -97,9 +97,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # `vocseg list | head`: the reader has seen enough
-        _end_output()
-        sys.exit(0)
+    except SystemExit as ended:
+        if ended.code == 1:  # click's, for `vocseg list | head`: the reader has seen enough
+            _end_output()
+            ended.code = 0
+        raise
     except (OSError, MemoryError) as error:  # the machine's affair, wherever it came up
         if debug:
             raise
