@@ -16,7 +16,7 @@ from vocseg.errors import UsageError
 from vocseg.recipe.changes import FREE, carried_over, refuse_changes
 from vocseg.recipe.prepare import load_recipe
 from vocseg.run import Started, start
-from vocseg.runs.checkpoint import load_state
+from vocseg.runs.checkpoint import load_state, save_state
 from vocseg.train.loop import Epoch
 
 FAILING = ("model.fails=0.1", "train.on_nonfinite=skip")
@@ -125,12 +125,23 @@ def test_nothing_could_be_left_out_of_a_state(forks, whole, overrides, event):
     state = load_state(folder)[0]
     known = {*state["training"], *state["scoreboard"], "weights", "buffers"} - {"network", "seconds_training"}
     assert known == {item for items in STATE.values() for item in items}  # an item that is new belongs above
+    age(folder)
     kept = shutil.copytree(folder, forks.home / "kept")
     for item in ("", *STATE[overrides, event]):  # first, with nothing left out
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
         ended = forks.resume(folder, forget=item)
         assert (ended.code == 0 and same(forks, folder, whole(*overrides))) == (not item), (item, ended.said)
+
+
+def age(folder):
+    """Makes the time behind a run longer than any that is to come: that it was forgotten shows in the records then."""
+    state = load_state(folder)[0]
+    state["training"]["seconds"] += 1000.0
+    save_state(folder, state, json.loads((folder / "state.json").read_text())["states"][0]["step"], state["run"])
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**record, "seconds": record["seconds"] + 1000.0}) for record in records]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def same(forks, folder, whole_run):

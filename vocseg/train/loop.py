@@ -308,7 +308,8 @@ def _optimizer_step(
             losses = t.world.every(total)  # and the one to tell of may be another process's
             worst = next((loss for loss in losses if not loss.isfinite()), total)
             return total, seen, _found(t, Taken(t.epoch, t.step, lr, worst), skipped=True)
-    elif total.device.type == "cpu" and not math.isfinite(float(total)):
+    # On the CPU nothing is waited for; as an array, so that a test may refuse what would wait for a GPU.
+    elif total.device.type == "cpu" and not math.isfinite(float(total.float().numpy())):
         raise NonFiniteError(_found(t, Taken(t.epoch, t.step, lr, total)))
     if t.clip is not None:
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.clip)
