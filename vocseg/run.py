@@ -33,7 +33,7 @@ from vocseg.runs.checkpoint import (
     save_tensors,
     state_saver,
 )
-from vocseg.runs.files import write_json
+from vocseg.runs.files import remove_unfinished, write_json
 from vocseg.runs.folder import RunFolder
 from vocseg.runs.room import short_of_room
 from vocseg.train.loop import Epoch, Step, train
@@ -134,8 +134,10 @@ def _resume(
 ) -> Iterator[Event]:
     state, problems = load_state(folder.path, folder.id)
     with _expecting_a_state(folder):
-        before = carried_over(state["recipe"], run_recipe(folder).resolved)
-        recipe = run_recipe(folder, [*before, *overrides])
+        recipe = run_recipe(folder)
+        changes = [*carried_over(state["recipe"], recipe.resolved), *overrides]
+        if changes:
+            recipe = run_recipe(folder, changes)
         refuse_changes(state["recipe"], recipe, folder.path)
         images = state["images"]
         done = float(state["training"]["epoch"]), float(state["training"]["step"])
@@ -157,7 +159,7 @@ def _resume(
     if board.best.epoch:
         load_tensors(folder.weights)
     if world.first:
-        folder.remove_unfinished()
+        remove_unfinished(folder.path)
         if not problems:
             remove_leftover_states(folder.path)
     notes = tuple(f"{problem}; going on from the newest whole state" for problem in problems)

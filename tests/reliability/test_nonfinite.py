@@ -7,6 +7,9 @@ same step in every run of a seed.
 import contextlib
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +326,31 @@ def test_every_process_names_the_images_of_all(home):
             batches.dataset, [], batch_size=batches.batch_size, seed=batches.seed, rank=rank, size=2
         )
         assert share.names(1, 0, 2) == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list a process's threads")
+def test_to_look_at_a_state_on_a_thread_of_its_own_starts_no_threads():
+    # In a process of its own: the tests have one thread for OpenMP, which starts none.
+    script = """
+import os
+from threading import Thread
+import torch
+from torch import nn
+from vocseg.train.nonfinite import state_finite
+
+network = nn.Conv2d(256, 256, 3)
+torch.ones(1 << 22).isfinite().all()  # the main thread has its team by now
+state = {"network": network.state_dict(), "ema": None, "optimizer": {"state": {}}, "loss_sum": torch.zeros(1)}
+
+def look():
+    before = len(os.listdir("/proc/self/task"))
+    finite = state_finite(network, state)
+    print(finite, len(os.listdir("/proc/self/task")) - before)
+
+thread = Thread(target=look)
+thread.start()
+thread.join()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "True 0\n"

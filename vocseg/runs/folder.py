@@ -42,7 +42,7 @@ from vocseg.lock import take_lock
 from vocseg.plugins import plugin_files
 from vocseg.recipe.reader import Recipe
 from vocseg.recipe.writer import write_resolved
-from vocseg.runs.files import read_bytes, remove_unfinished, unwritable, without_nan, write_bytes, write_json
+from vocseg.runs.files import read_bytes, unwritable, without_nan, write_bytes, write_json
 
 PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "opencv-python-headless", "pillow",
@@ -161,10 +161,6 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
-
-    def remove_unfinished(self) -> None:
-        """Removes what writers that were killed left, under the lock."""
-        remove_unfinished(self.path)
 
     def write_environment(self, recipe: Recipe, device: str, processes: int = 1, launched: str = "") -> None:
         """Records what the run depends on, and copies the plugin files nobody else keeps.
