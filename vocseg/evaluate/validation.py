@@ -1,8 +1,6 @@
 """Scoring a network on a data set, one image at a time."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vocseg.data.dataset import Dataset
-from vocseg.data.threads import Readers, read
+from vocseg.data.parallel import in_threads
+from vocseg.data.threads import read
 from vocseg.device import out_of_memory
 from vocseg.distributed import ALONE, World
 from vocseg.errors import Problem, TrainingError, UsageError, one_line
@@ -133,11 +132,6 @@ def read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArr
         DataError: one cannot be read.
         HangError: reading one does not end.
     """
-    with closing(Readers(1, dataset.timeout)) as readers:
-        ahead: Future | None = None
-        for index in indices:
-            before, ahead = ahead, readers.submit(read, dataset, index)
-            if before is not None:
-                yield readers.result(before)
-        if ahead is not None:
-            yield readers.result(ahead)
+    return in_threads(
+        lambda place: read(dataset, indices[place]), len(indices), timeout=dataset.timeout, workers=1, ahead=1
+    )
