@@ -177,7 +177,7 @@ def test_a_read_that_never_returns_is_given_up_with_the_name_of_its_image(consum
         CONSUMERS[consumer](data)
     assert len(caught.value.problems) == 1
     assert "data.timeout_seconds" in str(caught.value)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
 
 
 def test_every_image_that_hangs_is_named(never):
@@ -188,8 +188,8 @@ def test_every_image_that_hangs_is_named(never):
 
 
 def test_images_that_are_slow_but_done_in_time_are_waited_for():
-    data = numbered(6, lambda index: time.sleep(0.15), timeout=0.4)  # two seconds for all, on one thread
-    assert len([*TrainingBatches(data, [], batch_size=6, seed=0, workers=1).epoch(0)]) == 1
+    data = numbered(12, lambda index: time.sleep(0.15), timeout=1.0)  # 1.8 seconds for all, on one thread
+    assert len([*TrainingBatches(data, [], batch_size=12, seed=0, workers=1).epoch(0)]) == 1
 
 
 def test_without_a_time_limit_there_is_none(never):
@@ -370,25 +370,27 @@ print("through", flush=True)
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot suspend a process")
 def test_a_process_that_was_suspended_has_no_image_that_hangs():
     script = """
-import time
 import numpy as np
 from vocseg.data.dataset import Dataset
 from vocseg.data.threads import Readers, read
 def pixels(index):
     print("reading", flush=True)
-    time.sleep(1.2)
+    input()
     return np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
-data = Dataset(("a", "b"), ("slow",), pixels, timeout=1.6)
+data = Dataset(("a", "b"), ("slow",), pixels, timeout=6.0)
 readers = Readers(1, data.timeout)
 print(readers.result(readers.submit(read, data, 0))[1].shape, flush=True)
 readers.close()
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(7)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=30)[0] == "(4, 4)\n"
+    time.sleep(0.5)  # it looks at its thread, which is still at the image
+    assert process.communicate("\n", timeout=30)[0] == "(4, 4)\n"
     assert process.returncode == 0

@@ -93,7 +93,7 @@ def test_a_second_resume_is_refused_at_once_and_told_who_trains(run_folder):
     begun = time.monotonic()
     with pytest.raises(EnvironmentFault) as error:
         next(resume(run_folder, device="cpu"))
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"{run_folder}: process {os.getpid()} on ")
     assert "trains in this folder; wait for its end, or stop it" in line

@@ -6,6 +6,7 @@ daemons, which are left behind where one of them hangs.
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -21,6 +22,7 @@ from vocseg.witness import at, at_now
 
 Result = TypeVar("Result")
 
+_LOOKS = 4  # at what the threads are at, while the time passes that one of them may take
 _LEAVING = 5.0  # seconds that threads have to end what they are at, when nobody wants it any more
 
 
@@ -69,21 +71,21 @@ class Readers:
         """What was submitted gives, or raises.
 
         Raises:
-            HangError: it was waited for, and a thread has been at one image for longer than it may.
+            HangError: it was waited for, and all that time, longer than it may, a thread has been at one image.
         """
         if not self._timeout:
             return future.result()
-        late: set[tuple[str, float]] = set()
+        # Looks are counted, and no clock is asked: it goes on while the whole process is suspended.
+        seen: Counter[tuple[str, float]] = Counter()
         while True:
             try:
-                return future.result(self._timeout / 4)
+                return future.result(self._timeout / _LOOKS)
             except TimeoutError:
                 if future.done():  # by now, or this is what it raised
                     return future.result()
-            now = time.monotonic()
-            late_before, images = late, (at_now(thread.ident) for thread in self._threads)
-            late = {image for image in images if image and now - image[1] > self._timeout}
-            hang = sorted({name for name, _ in late & late_before})  # twice: the whole process may have been suspended
+            images = {image for thread in self._threads if (image := at_now(thread.ident))}
+            seen = Counter({image: seen[image] + 1 for image in images})
+            hang = sorted({name for (name, _), looks in seen.items() if looks > _LOOKS})
             if hang:
                 self._hang = True
                 waited = f"reading or augmenting it has taken more than {self._timeout:g} s, and goes on; "
