@@ -15,10 +15,13 @@ def on_device(batches: Iterator[Batch], placement: Placement) -> Iterator[tuple[
 
     To CUDA each is copied one batch ahead, on a stream of its own: beside the kernels of the step before, where the
     batch lies in pinned memory, and without the host waiting for anything. The stream that takes a batch waits for its
-    copy. Elsewhere a batch is sent when it is asked for.
+    copy. To other devices a batch is sent when it is asked for, and on the CPU it is already.
     """
-    cuda = placement.device.type == "cuda"
-    for batch in _one_ahead(batches, placement.device) if cuda else (_map(placement.send, batch) for batch in batches):
+    if placement.device.type == "cuda":
+        batches = _one_ahead(batches, placement.device)
+    elif placement.device.type != "cpu":
+        batches = (_map(placement.send, batch) for batch in batches)
+    for batch in batches:
         yield batch.render() if isinstance(batch, Views) else batch
 
 

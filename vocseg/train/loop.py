@@ -223,16 +223,17 @@ def _epochs(
         while t.step < steps and not t.out_of_time:
             global_step = t.epoch * steps + t.step
             factor = t.schedule(global_step)
+            lr = t.base_lrs[0] * factor
             for group, base in zip(t.optimizer.param_groups, t.base_lrs, strict=True):
                 group["lr"] = base * factor
             # Dropout draws from torch's generator: seeding each step makes it a function of the step (and the process).
             t.placement.seed((t.seed << 31) + (t.world.rank << 24) + global_step)
-            loss, seen, left_out = _optimizer_step(t, network, forward, batches, t.base_lrs[0] * factor)
+            loss, seen, left_out = _optimizer_step(t, network, forward, batches, lr)
             if left_out is None:
                 t.loss_sum += loss
                 in_a_row = 0
                 if t.placement.device.type != "cpu" and not t.skip_nonfinite:
-                    bad = watch.first_bad(Taken(t.epoch, t.step, t.base_lrs[0] * factor, loss), t.loss_sum)
+                    bad = watch.first_bad(Taken(t.epoch, t.step, lr, loss), t.loss_sum)
                     if bad is not None:
                         raise NonFiniteError(_found(t, bad))
             else:
@@ -247,7 +248,7 @@ def _epochs(
             t.seconds_training += elapsed
             if t.limit_seconds is not None:  # it is for all processes to stop after the same step
                 (t.seconds,) = t.world.largest(t.seconds)
-            yield Step(t.epoch, t.step, loss, t.base_lrs[0] * factor, seen, left_out)
+            yield Step(t.epoch, t.step, loss, lr, seen, left_out)
             clock = time.perf_counter()
         taken = t.step - t.left_out
         train_loss = float(t.world.every(t.loss_sum).mean()) / taken if taken else math.nan
