@@ -169,7 +169,8 @@ def find_images(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     problems = []
     for path in images:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            files = (p for p in path.rglob("*") if not p.name.startswith("."))  # such as macOS's ._photo.jpg
+            inside = sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
             found += [(p, out / p.relative_to(path).with_suffix("")) for p in inside]
             if not inside:
                 problems.append(Problem(str(path), f"no image in this folder; expected {' or '.join(IMAGE_SUFFIXES)}"))

@@ -133,7 +133,7 @@ class Live:
                     progress.update(bar, description="validation", total=event.total, completed=event.done, note="")
                 elif isinstance(event, Epoch):
                     assert started is not None
-                    console.print(describe_epoch(event, started), highlight=False, markup=False)
+                    console.print(describe_epoch(event, started, console.width), highlight=False, markup=False)
                 else:
                     finished = event
         if finished is not None:
@@ -205,12 +205,17 @@ def describe(event: Started) -> list[str]:
     return [*lines, *event.notes]
 
 
-def describe_epoch(event: Epoch, started: Started) -> str:
+def describe_epoch(event: Epoch, started: Started, room: int | None = None) -> str:
+    """The figures of an epoch; the last of them are left out where a terminal has no `room` for them."""
     width = len(str(started.epochs))
-    line = f"epoch {event.epoch:>{width}}/{started.epochs}  train loss {event.train_loss:.4f}"
+    fields = [f"epoch {event.epoch:>{width}}/{started.epochs}", f"train loss {event.train_loss:.4f}"]
     if event.miou is not None and event.val_loss is not None and event.pixel_accuracy is not None:
-        line += f"  val loss {event.val_loss:.4f}  mIoU {event.miou:.4f}  pixel accuracy {event.pixel_accuracy:.4f}"
-    return f"{line}  lr {event.lr:.2g}  {event.images_per_second:.1f} img/s  {duration(event.seconds)}"
+        fields += [f"val loss {event.val_loss:.4f}", f"mIoU {event.miou:.4f}"]
+        fields += [f"pixel accuracy {event.pixel_accuracy:.4f}"]
+    fields += [f"lr {event.lr:.2g}", f"{event.images_per_second:.1f} img/s", duration(event.seconds)]
+    while room is not None and len("  ".join(fields)) > room and len(fields) > 2:
+        fields.pop()
+    return "  ".join(fields)
 
 
 def print_result(event: Finished) -> None:

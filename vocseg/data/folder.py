@@ -74,7 +74,7 @@ def folder(
     else:
         names = sorted(image_files.keys() | mask_files.keys())
         where = f"in {root}"
-    problems, missing = [], []
+    problems = []
     for kind, found, twice, home, suffixes in (
         ("image", image_files, image_twice, root / images, _IMAGE_SUFFIXES),
         ("mask", mask_files, mask_twice, root / masks, _MASK_SUFFIXES),
@@ -84,15 +84,13 @@ def folder(
             problems.append(Problem(str(home), f"more than one {kind} is named {first_ten(double)}; keep one of each"))
         unpaired = [name for name in names if name not in found]
         if unpaired:
-            missing.append(
+            problems.append(
                 Problem(
                     str(home),
                     f"no {kind} ({', '.join(suffixes)}) for {len(unpaired)} of {len(names)} names {where}: "
                     f"{first_ten(unpaired)}",
                 )
             )
-    if problems:
-        raise DataError(*problems, *missing)
     if not splits:
         names = _seeded_split(names, split, val_fraction, split_seed, root)
     expected = os.path.join(root, images, ""), os.path.join(root, masks, "")
@@ -109,11 +107,14 @@ def folder(
         for path, found in zip(files[index], (image_files, mask_files), strict=True):
             if names[index] not in found:  # be there a file or not: the name may lead out of the folder
                 raise DataError(Problem(str(path), "no such file"))
+        for path, twice in zip(files[index], (image_twice, mask_twice), strict=True):
+            if names[index] in twice:
+                raise DataError(Problem(str(path), "not the only file of this name"))
         return read_pair(*files[index], len(classes))
 
     opened = Dataset(classes, tuple(names), read, files)
-    if missing:
-        raise IncompleteError(*missing, rest=opened)
+    if problems:
+        raise IncompleteError(*problems, rest=opened)
     return opened
 
 

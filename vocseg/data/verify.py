@@ -33,6 +33,7 @@ class _Image:
     pixels: bytes | None  # a digest; None where the image cannot be read
     problems: tuple[Problem, ...]
     remarks: tuple[Problem, ...] = ()
+    only_void: bool = False  # the mask holds background and void, and no other class
 
 
 def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> Findings:
@@ -42,18 +43,20 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
     that a split has twice, and images that are in two splits, be it under one name or as the same decoded pixels
     under two. A copy that was scaled or compressed anew has other pixels and is not recognised.
 
-    Remarks: masks that are void all over, images that a split has twice, and names that two splits give to different
-    images.
+    Remarks: masks that are void all over, masks of 0 and 255 alone, in which 255 may have been meant as a class, images
+    that a split has twice, and names that two splits give to different images.
     """
     places = [(split, dataset, index) for split, dataset in splits.items() for index in range(len(dataset))]
     problems: list[Problem] = []
     remarks: list[Problem] = []
     by_name: dict[str, _Image] = {}
     by_pixels: dict[bytes, _Image] = {}
+    only_void: dict[str, list[str]] = {split: [] for split in splits}
     timeout = max((dataset.timeout for dataset in splits.values()), default=0.0)
     for image in in_threads(lambda place: _read(*places[place]), len(places), progress, timeout=timeout):
         problems += image.problems
         remarks += image.remarks
+        only_void[image.split] += [image.name] * image.only_void
         namesake = by_name.setdefault(image.name, image)
         twin = by_pixels.setdefault(image.pixels, image) if image.pixels else image
         if namesake is not image and namesake.split == image.split:
@@ -70,6 +73,11 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
             remarks.append(
                 Problem(image.where, f"another image of this name, {namesake.where}, is in '{namesake.split}'")
             )
+    for split, names in only_void.items():
+        if names:
+            what = f"{len(names)} of {len(splits[split])} masks hold 0 and {VOID} alone, and {VOID} is void"
+            where = f"where it was meant as a class, write that class's id instead: {first_ten(names)}"
+            remarks.append(Problem(split, f"{what}; {where}"))
     # A file in two splits, or one that was looked at twice, has its problem once.
     return Findings(tuple(dict.fromkeys(problems)), tuple(remarks))
 
@@ -87,7 +95,8 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
     found = []
     if image.shape[:2] != mask.shape:
         found.append(f"the mask is {mask.shape} (h, w), its image {where} {image.shape[:2]}")
-    unknown = sorted(set(np.unique(mask).tolist()) - {*range(len(dataset.classes)), VOID})
+    ids = set(np.unique(mask).tolist())
+    unknown = sorted(ids - {*range(len(dataset.classes)), VOID})
     if unknown:
         found.append(f"unknown ids {first_ten(unknown)}; ids go up to {len(dataset.classes) - 1}, void is {VOID}")
     return _Image(
@@ -97,6 +106,7 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
         pixels=sha256(repr(image.shape).encode() + image.tobytes()).digest(),
         problems=tuple(Problem(mask_where, message) for message in found),
         remarks=() if (mask != VOID).any() else (Problem(mask_where, "has no labelled pixel: all is void"),),
+        only_void=ids == {0, VOID},
     )
 
 

@@ -162,7 +162,8 @@ def find_recipe(name: str) -> Path:
     if path.name == name and os.path.isfile(shipped):
         return shipped
     if path.name == name or not os.path.isdir(path.parent):
-        known = [p.stem for p in bundled("recipes").glob("*.toml")]
+        here = [str(p) for folder in (Path(), Path("recipes")) for p in folder.glob("*.toml") if p.stem == name]
+        known = here or [p.stem for p in bundled("recipes").glob("*.toml")]
     else:
         known = [str(p) for p in path.parent.glob("*.toml")]
     kind = "is a folder, not a recipe" if os.path.isdir(path) else "no such recipe, neither a file nor a bundled name"

@@ -94,9 +94,9 @@ def _curves(epochs: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figu
         loss.yaxis.set_major_formatter("{x:g}")
         loss.yaxis.set_minor_locator(NullLocator())
 
-    _curve(lr, epochs, "lr", "learning rate", GREY, "-", markers=False)
+    rates = _curve(lr, epochs, "lr", "learning rate", GREY, "-", markers=False)
     lr.set_title("learning rate", loc="left", fontsize=7, pad=3)
-    lr.set_ylim(bottom=0)
+    lr.set_ylim(0, 1.1 * max(rates, default=0) or None)
     lr.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
     lr.yaxis.set_major_formatter("{x:g}")
 

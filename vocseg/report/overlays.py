@@ -21,6 +21,7 @@ from vocseg.data.opencv import cv2
 from vocseg.report.palette import Palette, id_colours
 from vocseg.report.style import FULL_WIDTH, GREY, label, new_figure, paper_style, save
 
+NOT_GREY = (120, 190, 255)  # a light blue, far from the VOC colour map's first colours
 PHOTO_DPI = 300  # what journals ask of photographs
 GUTTER, GAP, BLOCK_GAP, CAPTION = 64, 10, 50, 40  # pixels of a comparison: left margin, between panels, pairs, lines
 
@@ -65,7 +66,9 @@ def overlay(
     if mask.ndim != 2 or image.shape != (*mask.shape, 3):
         raise ValueError(f"expected an image (h, w, 3) and its mask (h, w), got {image.shape} and {mask.shape}")
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    shown = np.asarray(cv2.addWeighted(grey, 1 - alpha, id_colours(palette)[mask], alpha, 0), np.uint8)
+    colours = id_colours(palette)
+    colours[np.ptp(colours, axis=1) == 0] = NOT_GREY  # such as VOC's car, which would pass for the photograph
+    shown = np.asarray(cv2.addWeighted(grey, 1 - alpha, colours[mask], alpha, 0), np.uint8)
     faint = cv2.addWeighted(grey, 0.5, np.full_like(grey, 255), 0.5, 0)
     np.copyto(shown, faint, where=(mask == 0)[..., None])
 
