@@ -20,7 +20,7 @@ from vocseg.evaluate.validation import Evaluation, Scored, evaluate
 from vocseg.explain import explained
 from vocseg.network import count_parameters
 from vocseg.plugins import discover
-from vocseg.recipe.changes import carried_over, refuse_changes
+from vocseg.recipe.changes import refuse_changes
 from vocseg.recipe.reader import Recipe, read_recipe
 from vocseg.recipe.toml import write_value
 from vocseg.report.run import write_pictures
@@ -134,10 +134,7 @@ def _resume(
 ) -> Iterator[Event]:
     state, problems = load_state(folder.path, folder.id)
     with _expecting_a_state(folder):
-        recipe = run_recipe(folder)
-        changes = [*carried_over(state["recipe"], recipe.resolved), *overrides]
-        if changes:
-            recipe = run_recipe(folder, changes)
+        recipe = run_recipe(folder, overrides)
         refuse_changes(state["recipe"], recipe, folder.path)
         images = state["images"]
         done = float(state["training"]["epoch"]), float(state["training"]["step"])
@@ -160,6 +157,8 @@ def _resume(
         load_tensors(folder.weights)
     if world.first:
         remove_unfinished(folder.path)
+        if overrides:
+            folder.write_resolved(recipe)  # what is changed stays so, and is there to be read
         if not problems:
             remove_leftover_states(folder.path)
     notes = tuple(f"{problem}; going on from the newest whole state" for problem in problems)

@@ -2,13 +2,11 @@
 
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from PIL import Image
 from vocseg.build import build_loss, build_network, choose_placement, open_readable
 from vocseg.data.dataset import Dataset
 from vocseg.data.images import read_image
+from vocseg.data.parallel import in_threads
 from vocseg.errors import DataError, Problem, UsageError
 from vocseg.evaluate.confusion import class_map
 from vocseg.evaluate.faster import Say, silent
@@ -31,8 +30,6 @@ from vocseg.runs.checkpoint import load_tensors
 from vocseg.runs.folder import RunFolder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-Result = TypeVar("Result")
 
 
 def score(
@@ -133,21 +130,9 @@ def predict(
         except DataError as error:
             yield partial(_fail, error)
 
-    with ThreadPoolExecutor(thread_name_prefix="vocseg-files") as threads:
-        read = _ahead(threads, (partial(read_image, source) for source, _ in targets))
-        for done, files in enumerate(_ahead(threads, segmented(read)), 1):
-            yield Predicted(*files, done, len(targets))
-
-
-def _ahead(threads: ThreadPoolExecutor, calls: Iterator[Callable[[], Result]], most: int = 4) -> Iterator[Result]:
-    """The results of calls in their order, while at most so many later ones run on threads."""
-    running: deque[Future[Result]] = deque()
-    for call in calls:
-        running.append(threads.submit(call))
-        if len(running) > most:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
+    read = in_threads(read_image, [source for source, _ in targets], ahead=4)
+    for done, files in enumerate(in_threads(lambda call: call(), segmented(read), ahead=4), 1):
+        yield Predicted(*files, done, len(targets))
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -82,7 +82,7 @@ def test_progress_tells_each_image_and_ends_at_all():
 
 
 def test_what_threads_compute_comes_in_order_and_stops_at_the_first_error():
-    assert list(in_threads(lambda i: i * i, 50)) == [i * i for i in range(50)]
+    assert list(in_threads(lambda i: i * i, range(50))) == [i * i for i in range(50)]
     done: list[int] = []
 
     def fail(index: int) -> int:
@@ -93,7 +93,7 @@ def test_what_threads_compute_comes_in_order_and_stops_at_the_first_error():
         done.append(index)
         return index
 
-    results = in_threads(fail, 1000)
+    results = in_threads(fail, range(1000))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match="three"):
         next(results)
@@ -150,7 +150,7 @@ def test_a_picture_of_an_unknown_format_is_refused_before_anything_is_read(tmp_p
 
 def test_threads_are_only_a_few_images_ahead_of_who_asks():
     begun = []
-    results = in_threads(lambda index: begun.append(index) or index, 10_000)
+    results = in_threads(lambda index: begun.append(index) or index, range(10_000))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     results.close()
     assert len(begun) <= 3 + 8 * (os.cpu_count() or 1)

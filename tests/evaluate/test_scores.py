@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -61,6 +61,7 @@ def test_voc_background_scores_its_share_over_21_classes():
 @given(arrays(np.int64, (6, 4, 4), elements=st.integers(0, 50)))
 @settings(deadline=None)
 def test_the_interval_lies_around_what_resampled_images_score(matrices):
+    assume(matrices.any())
     per_image = np.stack([marginals(m) for m in matrices])
     low, high = bootstrap_interval(per_image, draws=200)
     assert 0 <= low <= high <= 1
@@ -82,7 +83,14 @@ def test_the_interval_covers_the_whole_set_score_and_narrows_with_images():
 
 
 def test_no_image_has_no_interval():
-    assert all(np.isnan(bootstrap_interval(np.zeros((0, 3, 4), np.int64))))
+    for images in (0, 5):
+        assert all(np.isnan(bootstrap_interval(np.zeros((images, 3, 4), np.int64))))
+
+
+def test_draws_of_unlabelled_images_alone_say_nothing():
+    # A quarter of a pair's draws have no pixel; all others hold the first image, which is perfect.
+    perfect, void = marginals(np.diag([3, 4])), marginals(np.zeros((2, 2), np.int64))
+    assert bootstrap_interval(np.stack([perfect, void])) == (1.0, 1.0)
 
 
 def test_marginals_hold_what_iou_needs_whatever_rows_follow():

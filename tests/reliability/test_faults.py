@@ -165,7 +165,7 @@ CONSUMERS = {
     "training": lambda data: [*TrainingBatches(data, [], batch_size=2, seed=0, workers=2).epoch(0)],
     "one sample": lambda data: TrainingBatches(from_the_third(data), [], batch_size=1, seed=0).first_sample(),
     "validation": lambda data: [*read_ahead(data, range(5))],
-    "counting": lambda data: [*in_threads(lambda i: read(data, i), 5, timeout=data.timeout)],
+    "counting": lambda data: [*in_threads(lambda i: read(data, i), range(5), timeout=data.timeout)],
 }
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from vocseg.errors import UsageError
-from vocseg.recipe.changes import FREE, carried_over, refuse_changes
+from vocseg.recipe.changes import FREE, refuse_changes
 from vocseg.recipe.prepare import load_recipe
-from vocseg.run import Started, start
+from vocseg.run import Finished, Started, resume, run_recipe, start
 from vocseg.runs.checkpoint import load_state, save_state
+from vocseg.runs.folder import RunFolder
 from vocseg.train.loop import Epoch
 
 FAILING = ("model.fails=0.1", "train.on_nonfinite=skip")
@@ -297,9 +298,18 @@ def test_half_precision_and_accumulation_go_on_exactly(forks, whole):
 
 def test_what_one_sitting_changed_the_next_one_keeps(project):
     recipe, _ = load_recipe(str(project / "tiny.toml"))
-    other, _ = load_recipe(str(project / "tiny.toml"), overrides=["data.workers=7", "train.checkpoint_minutes=3"])
-    assert carried_over(other.resolved, recipe.resolved) == ["data.workers=7", "train.checkpoint_minutes=3.0"]
-    assert carried_over(recipe.resolved, recipe.resolved) == []
+    events = start(recipe, out=project / "runs", device="cpu")
+    run = next(event.run for event in events if isinstance(event, Started))
+    next(event for event in events if isinstance(event, Epoch))
+    events.close()
+    changed = resume(run, device="cpu", overrides=["data.workers=7", 'train.on_nonfinite="skip"'])
+    assert isinstance(next(changed), Started)
+    changed.close()
+    kept = run_recipe(RunFolder(run))
+    assert (kept.data.settings.workers, kept.train.on_nonfinite) == (7, "skip")
+    *_, finished = resume(run, device="cpu")
+    assert isinstance(finished, Finished)
+    assert run_recipe(RunFolder(run)).resolved == kept.resolved
 
 
 def test_an_epoch_that_was_told_of_is_saved(project):

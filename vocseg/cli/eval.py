@@ -31,10 +31,11 @@ def command(run: Path, data: Path | None, split: str | None, device: str, compil
     scoring = score(run, data=data, split=split, device=device, compiled=compiled, say=options.note)
     with progress_bar("scoring") as (advance, _):
         result = follow(scoring, lambda scored: advance(scored.done, scored.total))
-    target = run / f"eval-{result['split'].replace('/', '_')}.json"
-    write_json(target, result)
     if as_json:
         print_json(without_nan(result), indent=None)
     else:
         print_figures(result)
+    target = run / f"eval-{result['split'].replace('/', '_')}.json"
+    write_json(target, result)
+    if not as_json:
         print_line(str(target))

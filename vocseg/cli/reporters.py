@@ -67,7 +67,7 @@ class Plain:
         pace, loss = _Pace(), _Loss()
         for event in events:
             if isinstance(event, Started):
-                started = event
+                started, pace = event, _Pace()  # what building took is behind
                 for line in describe(event):
                     print_line(line)
             elif isinstance(event, Step):
@@ -112,7 +112,7 @@ class Live:
             spoke = 0.0
             for event in events:
                 if isinstance(event, Started):
-                    started = event
+                    started, pace = event, _Pace()  # what building took is behind
                     for line in describe(event):
                         console.print(visible(line), highlight=False, markup=False, emoji=False)
                     progress.update(bar, description="training", total=event.steps_per_epoch)

@@ -12,6 +12,7 @@ rotated, unless the mask was drawn on the rotated view. Changed bits among the p
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,8 @@ def find_bad(dataset: Dataset, world: World = ALONE) -> dict[str, str]:
     Raises:
         HangError: reading one does not end.
     """
-
     own = range(world.rank, len(dataset), world.size)
-    found = in_threads(lambda place: _reason(dataset, own[place]), len(own), timeout=dataset.timeout)
+    found = in_threads(partial(_reason, dataset), own, timeout=dataset.timeout)
     reasons = dict(zip(own, found, strict=True))
     bad = np.zeros(len(dataset), np.int32)
     bad[own.start :: own.step] = [bool(reasons[index]) for index in own]

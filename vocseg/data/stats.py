@@ -105,7 +105,7 @@ def _counts(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[NDArr
         mask = read(dataset, index)[1]
         return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1])
 
-    return in_threads(count, len(dataset), progress, timeout=dataset.timeout)
+    return in_threads(count, range(len(dataset)), progress, timeout=dataset.timeout)
 
 
 def _spread(numbers: list[int]) -> Spread:

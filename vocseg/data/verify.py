@@ -53,7 +53,7 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
     by_pixels: dict[bytes, _Image] = {}
     only_void: dict[str, list[str]] = {split: [] for split in splits}
     timeout = max((dataset.timeout for dataset in splits.values()), default=0.0)
-    for image in in_threads(lambda place: _read(*places[place]), len(places), progress, timeout=timeout):
+    for image in in_threads(lambda place: _read(*place), places, progress, timeout=timeout):
         problems += image.problems
         remarks += image.remarks
         only_void[image.split] += [image.name] * image.only_void

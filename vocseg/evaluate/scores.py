@@ -44,7 +44,7 @@ def scores(matrix: Counts) -> Scores:
     iou = iou_of(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
     total = int(matrix.sum())
     return Scores(
-        miou=_mean(iou),
+        miou=float(_mean(iou)),
         pixel_accuracy=int(matrix.trace()) / total if total else float("nan"),
         iou=iou,
     )
@@ -61,10 +61,10 @@ def bootstrap_interval(
         per_image: (n, r, c) marginals, one image a row.
 
     Returns:
-        Lower and upper bound; both NaN without images.
+        Lower and upper bound, of the draws that hold a labelled pixel; both NaN where none can.
     """
     n = len(per_image)
-    if n == 0:
+    if not per_image[:, 1].any():
         return float("nan"), float("nan")
     # Nothing else is part of an IoU. Products of float64 are those of whole numbers up to 2^53, and 60 times as fast.
     marginals = per_image[:, :3].reshape(n, -1).astype(np.float64)
@@ -74,10 +74,8 @@ def bootstrap_interval(
         _redrawn(n, rng, min(at_once, draws - first)).astype(np.float64) @ marginals
         for first in range(0, draws, at_once)
     ]
-    iou = iou_of(np.concatenate(drawn).reshape(draws, 3, -1))
-    present = ~np.isnan(iou)
-    miou = np.where(present, iou, 0).sum(1) / np.maximum(present.sum(1), 1)
-    low, high = np.quantile(miou, [(1 - level) / 2, (1 + level) / 2])
+    miou = _mean(iou_of(np.concatenate(drawn).reshape(draws, 3, -1)))
+    low, high = np.nanquantile(miou, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -90,9 +88,7 @@ def _redrawn(n: int, rng: np.random.Generator, draws: int) -> Counts:
 
 def image_miou(per_image: Counts) -> NDArray[np.float64]:
     """The mIoU of each image by itself, (n,), from (n, r, c) marginals; for ranking images, not for reporting."""
-    iou = iou_of(per_image)
-    present = (~np.isnan(iou)).sum(1)
-    return np.divide(np.nansum(iou, 1), present, out=np.full(len(iou), np.nan), where=present > 0)
+    return _mean(iou_of(per_image))
 
 
 def null_models(matrix: Counts, classes: Sequence[str]) -> dict[str, int]:
@@ -111,6 +107,7 @@ def constant_scores(matrix: Counts, answer: int) -> Scores:
     return scores(constant)
 
 
-def _mean(iou: NDArray[np.float64]) -> float:
-    present = iou[~np.isnan(iou)]
-    return float(present.mean()) if len(present) else float("nan")
+def _mean(iou: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over classes, which come last, without those that have none; NaN where no class has any."""
+    present = (~np.isnan(iou)).sum(-1)
+    return np.divide(np.nansum(iou, -1), present, out=np.full(present.shape, np.nan), where=present > 0)

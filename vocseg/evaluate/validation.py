@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -132,6 +133,4 @@ def read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[NDArr
         DataError: one cannot be read.
         HangError: reading one does not end.
     """
-    return in_threads(
-        lambda place: read(dataset, indices[place]), len(indices), timeout=dataset.timeout, workers=1, ahead=1
-    )
+    return in_threads(partial(read, dataset), indices, timeout=dataset.timeout, workers=1, ahead=1)

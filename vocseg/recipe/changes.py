@@ -14,13 +14,6 @@ FREE = (
 )  # fmt: skip
 
 
-def carried_over(began_with: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Overrides for what a sitting before this one changed in the resolved recipe that a run was given."""
-    before, now = dict(_values(began_with)), dict(_values(given))
-    changed = {".".join(map(str, key)): value for key, value in before.items() if now.get(key) != value}
-    return [f"{name}={write_value(value)}" for name, value in changed.items() if name in FREE and value is not None]
-
-
 def refuse_changes(began_with: dict[str, Any], recipe: Recipe, run: Path) -> None:
     """Compares the recipe of a run with the resolved one that its state was saved under.
 

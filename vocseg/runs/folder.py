@@ -116,7 +116,7 @@ class RunFolder:
             raise EnvironmentFault(Problem(str(runs), reason)) from error
         try:
             write_bytes(folder.recipe, recipe.text)
-            write_bytes(folder.resolved, write_resolved(recipe).encode())
+            folder.write_resolved(recipe)
         except EnvironmentFault:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
@@ -134,6 +134,9 @@ class RunFolder:
             what = "not a run folder: it has no resolved.toml" if path.is_dir() else "no such run folder"
             raise UsageError(Problem(str(path), what))
         return folder
+
+    def write_resolved(self, recipe: Recipe) -> None:
+        write_bytes(self.resolved, write_resolved(recipe).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -292,8 +295,8 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record, in place of any later ones a resumed run will write again."""
-        records = [r for r in self.read_metrics() if r["epoch"] < record["epoch"]] + [record]
-        write_bytes(self.metrics, "".join(json.dumps(without_nan(r)) + "\n" for r in records).encode())
+        records = [r for r in self.read_metrics() if r["epoch"] < record["epoch"]] + [without_nan(record)]
+        write_bytes(self.metrics, "".join(json.dumps(r) + "\n" for r in records).encode())
         table = io.StringIO()
         writer = csv.DictWriter(table, fieldnames=list(record), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
