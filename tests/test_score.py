@@ -64,10 +64,10 @@ def test_a_precision_that_was_tried_is_that_of_the_run_from_then_on(tmp_path):
     environment = finished.run / "environment.json"
     said = json.loads(environment.read_text())
     assert said["device"] == f"cpu, {chosen}"
-    environment.write_text(json.dumps(said | {"device": "cpu, fp32"}))
+    environment.write_text(json.dumps(said | {"precision": "fp32"}))
     assert scored(finished.run)["precision"] == "fp32"
     for began in ("bf16", "fp32+bf16"):
-        environment.write_text(json.dumps(said | {"device": f"cpu, {began}"}))
+        environment.write_text(json.dumps(said | {"precision": began}))
         assert scored(finished.run)["precision"] == native
 
 

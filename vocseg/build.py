@@ -1,6 +1,7 @@
 """From a recipe to objects: data sets, network, loss, optimizer and schedule, ready to train or to score.
 
-With `run.py`, `score.py` and the command line, the only code that sees a recipe.
+With the modules beside it that compose too (`run.py`, `score.py`, `trial.py`, `lr.py`), the run folder and the command
+line, the only code that sees a recipe.
 """
 
 import os

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RGB = tuple[float, float, float]
+IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, of 0…1
 
 DEFAULT_STRIDE = 32
 AUXILIARY_WEIGHT = 0.4  # on the loss of auxiliary logits, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
@@ -196,7 +197,7 @@ def choose_normalization(name: str, pretrained: tuple[RGB, RGB]) -> Normalizatio
         return Normalization(torch.tensor([104.008, 116.669, 122.675]), torch.ones(3), bgr=True)
     mean, std = {
         "auto": pretrained,
-        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "imagenet": IMAGENET,
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }[name]

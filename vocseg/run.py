@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vocseg.build import Job, build
+from vocseg.data.lists import first_few
 from vocseg.device import choose_device, out_of_memory, peak_memory_bytes
 from vocseg.distributed import World, join, launched, restarted
 from vocseg.errors import DataError, EnvironmentFault, Interrupted, Problem, UsageError, how_to_go_on, one_line
@@ -93,7 +94,8 @@ def start(recipe: Recipe, *, out: Path = Path("runs"), device: str = "auto") -> 
         folder = RunFolder(out)
         if world.first:
             folder = RunFolder.create(out, recipe)
-            folder.write_environment(recipe, job.placement.describe(), world.size, launched())
+            where = job.placement
+            folder.write_environment(recipe, where.describe(), where.precision, world.size, launched())
             folder.write_classes(job.train.classes, job.train.palette)
             if job.left_out:
                 folder.write_bad_images(job.left_out)
@@ -239,8 +241,12 @@ def _execute(
     )
 
     share_run(folder.path)
-    with explained(job, folder, stop), state_saver(folder.path, folder.id if world.first else "") as saver:
-        events = _train_and_score(job, folder, board, saver, stop)
+    with (
+        explained(job, folder, stop),
+        state_saver(folder.path, folder.id if world.first else "") as saver,
+        # No thread goes on reading for a run that was stopped, whoever holds the error that says so.
+        closing(_train_and_score(job, folder, board, saver, stop)) as events,
+    ):
         yield from _save_when_due(events, job, folder, board, saver, stop)
 
 
@@ -278,7 +284,7 @@ def _save_when_due(
 
 def _train_and_score(
     job: Job, folder: RunFolder, board: Scoreboard, saver: StateSaver, stop: StopRequest
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Trains to the end, keeping the weights to be kept, then scores those and writes what is to be read."""
     training, world = job.training, job.training.world
     latest: Evaluation | None = None
@@ -336,8 +342,7 @@ def _left_out(job: Job, folder: RunFolder, result: dict[str, Any]) -> Iterator[s
     """What the figures were made without, to be read last."""
     names = [f"{name} ({split})" for split, bad in job.left_out.items() for name in bad]
     if names:
-        shown = ", ".join(names[:100]) + (f" and {len(names) - 100} more" if len(names) > 100 else "")
-        yield f"{len(names)} images left out, reasons in {folder.bad_images}: {shown}"
+        yield f"{len(names)} images left out, reasons in {folder.bad_images}: {first_few(names, 100)}"
     if result["steps_left_out"]:
         yield f"{result['steps_left_out']} steps left out, whose loss or gradient was not finite: {folder.nonfinite}"
 

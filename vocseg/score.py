@@ -1,6 +1,5 @@
 """Using a run's weights: scoring them on any split, and segmenting images."""
 
-import json
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from vocseg.evaluate.figures import figures
 from vocseg.evaluate.inference import Predictor
 from vocseg.evaluate.validation import Scored, evaluate
 from vocseg.recipe.reader import Recipe
+from vocseg.recipe.toml import write_value
 from vocseg.report.overlays import overlay
 from vocseg.report.palette import save_palette_mask
 from vocseg.run import run_recipe
@@ -51,7 +51,7 @@ def score(
     folder = RunFolder.open(path)
     place = data or os.environ.get("VOCSEG_DATA")
     root = Path(place).expanduser().absolute() if place else None
-    recipe = run_recipe(folder, [f"data.root={json.dumps(str(root), ensure_ascii=False)}"] if root else [])
+    recipe = run_recipe(folder, [f"data.root={write_value(str(root))}"] if root else [])
     split = split or recipe.data.settings.val
     left_out = folder.read_bad_images()
 

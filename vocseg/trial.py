@@ -38,27 +38,19 @@ def try_recipe(recipe: Recipe) -> dict[str, Any]:
         raise UsageError(Problem(source, f"{failed}: {type(error).__name__}: {error}")) from error
     if not torch.isfinite(loss):
         raise TrainingError(Problem(source, f"the loss of the first batch is {loss.item()}"))
-    if named["out"].shape[1] != len(job.train.classes):
-        raise UsageError(
-            Problem(source, f"the network gives {named['out'].shape[1]} classes, the data has {len(job.train.classes)}")
-        )
     return _report(job, pixels, loss.item(), kept.bytes)
 
 
 def _report(job: Job, pixels: torch.Tensor, loss: float, activations: int) -> dict[str, Any]:
     training, recipe = job.training, job.recipe
     network = training.network
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    weights = sum(p.nbytes for p in network.parameters())
     trained = [p for p in network.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
+    gradients = sum(p.nbytes for p in trained)
     before = [p.detach().clone() for p in trained]
     training.optimizer.step()  # only a step shows what an optimizer keeps for each weight
-    state = sum(
-        value.numel() * value.element_size()
-        for entry in training.optimizer.state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    )
+    kept = [value for entry in training.optimizer.state.values() for value in entry.values()]
+    state = sum(value.nbytes for value in kept if isinstance(value, torch.Tensor))
     moved = sum(not torch.equal(old, new) for old, new in zip(before, trained, strict=True))
     average = weights if training.ema is not None else 0
     stop = recipe.early_stopping

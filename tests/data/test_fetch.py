@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from vocseg.data.fetch import ARCHIVES, FETCHABLE, Archive, fetch
+from vocseg.data.fetch import ARCHIVES, Archive, fetch
 from vocseg.data.images import read_mask
 from vocseg.data.unpack import unpack, unpack_sbd, unpack_voc
 from vocseg.data.voc import voc
@@ -612,7 +612,7 @@ def test_the_command_offers_exactly_what_can_be_fetched():
     from vocseg.cli.data import command
 
     (name, *_) = command.commands["fetch"].params
-    assert list(name.type.choices) == list(FETCHABLE) == list(ARCHIVES)
+    assert list(name.type.choices) == list(ARCHIVES)
 
 
 def test_the_command_says_when_nothing_is_missing(tmp_path, monkeypatch):

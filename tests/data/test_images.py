@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vocseg.data.images import image_size, read_image, read_mask, read_pair
-from vocseg.data.lists import first_ten
+from vocseg.data.lists import first_few
 from vocseg.errors import DataError
 
 GRADIENT = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
@@ -320,5 +320,5 @@ def test_a_pair_of_two_sizes_is_refused_and_exif_suspected_where_the_sides_are_s
 
 
 def test_ten_names_and_a_count_stand_for_many():
-    assert first_ten(list(range(10))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-    assert first_ten(list(range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert first_few(list(range(10))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert first_few(list(range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"

@@ -142,13 +142,13 @@ def fetch_for(recipe: "Recipe") -> None:
     Raises:
         UsageError: the recipe's data set is none that can be fetched.
     """
-    from vocseg.data.fetch import FETCHABLE, fetch
+    from vocseg.data.fetch import ARCHIVES, fetch
     from vocseg.errors import Problem, UsageError
 
     data = recipe.data
     name = f"{data.name}{data.params.get('year', '')}"
-    if name not in FETCHABLE:
-        known = ", ".join(FETCHABLE)
+    if name not in ARCHIVES:
+        known = ", ".join(ARCHIVES)
         raise UsageError(Problem("--fetch", f"the recipe's data set '{name}' cannot be fetched; known: {known}"))
     augmented = "trainaug" in (data.settings.train, data.settings.val)
     with progress_bar("downloading", in_bytes=True) as (progress, say):

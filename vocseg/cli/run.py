@@ -40,9 +40,8 @@ def command(
     vocseg run recipes/transfer_resnet34.toml --data DIR --set train.epochs=20
     vocseg run --resume runs/quickstart/20260102-030405-ab12
 
-    With --resume, --data says where the run's images are now, and --set changes what nothing computed depends on:
-    data.root, data.workers, data.cache, data.timeout_seconds, train.on_nonfinite, train.checkpoint_minutes and
-    description.
+    With --resume, --data says where the run's images are now, and --set changes what no figure depends on: data.root,
+    data.workers, data.cache, data.timeout_seconds, train.checkpoint_minutes and description; and train.on_nonfinite.
     """
     from vocseg.errors import UsageError
 

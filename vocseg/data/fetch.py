@@ -1,8 +1,7 @@
 """Fetching PASCAL VOC and SBD into a folder `VOCdevkit`.
 
     fetch        downloads, checks and unpacks what is missing
-    FETCHABLE    what can be fetched: name -> description
-    ARCHIVES     which archives that takes, where they are, and their SHA-256
+    ARCHIVES     what can be fetched: which archives that takes, where they are, and their SHA-256
 
 The hosts publish no SHA-256. Those below stand in torchvision's source (`torchvision.prototype.datasets`). Other
 projects that downloaded the three VOC archives record the same ones; for SBD we know of no second record.
@@ -103,12 +102,6 @@ ARCHIVES: Mapping[str, tuple[Archive, ...]] = {
     "sbd": (_VOC2012, _SBD),
 }
 
-FETCHABLE: Mapping[str, str] = {
-    "voc2007": "PASCAL VOC 2007: 209 train, 213 val and 210 test images; 911 MB to download",
-    "voc2012": "PASCAL VOC 2012: 1,464 train and 1,449 val images; 2.0 GB to download",
-    "sbd": "SBD for VOC 2012: 10,582 trainaug images (Hariharan et al. 2011); 1.4 GB to download, and VOC 2012",
-}
-
 
 def fetch(
     name: str,
@@ -125,7 +118,7 @@ def fetch(
     there too, as `<archive>.part`, and the next call goes on from it.
 
     Args:
-        name: a key of `FETCHABLE`.
+        name: a key of `ARCHIVES`.
         root: the folder that is to hold `VOCdevkit`, or that folder itself; made where it is missing.
         progress: gets the bytes downloaded and the bytes to download, over all archives.
         say: gets a line of text at the start of each step.

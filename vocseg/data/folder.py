@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vocseg import dataset
 from vocseg.data.dataset import Dataset, FilePairs
-from vocseg.data.lists import first_ten, read_lines
+from vocseg.data.lists import first_few, read_lines
 from vocseg.errors import DataError, IncompleteError, Problem, UsageError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -81,14 +81,14 @@ def folder(
     ):
         double = [name for name in names if name in twice]
         if double:
-            problems.append(Problem(str(home), f"more than one {kind} is named {first_ten(double)}; keep one of each"))
+            problems.append(Problem(str(home), f"more than one {kind} is named {first_few(double)}; keep one of each"))
         unpaired = [name for name in names if name not in found]
         if unpaired:
             problems.append(
                 Problem(
                     str(home),
                     f"no {kind} ({', '.join(suffixes)}) for {len(unpaired)} of {len(names)} names {where}: "
-                    f"{first_ten(unpaired)}",
+                    f"{first_few(unpaired)}",
                 )
             )
     if not splits:
@@ -148,7 +148,7 @@ def _read_list(path: Path) -> list[str]:
     names = [unicodedata.normalize("NFC", line.strip()) for line in read_lines(path) if line.strip()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise DataError(Problem(str(path), f"named more than once: {first_ten(repeated)}"))
+        raise DataError(Problem(str(path), f"named more than once: {first_few(repeated)}"))
     if not names:
         raise DataError(Problem(str(path), "the list is empty"))
     return names

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from vocseg.data.dataset import VOID
-from vocseg.data.lists import first_ten
+from vocseg.data.lists import first_few
 from vocseg.data.opencv import cv2
 from vocseg.data.stored import MAX_PIXELS, PNG, Stored, naming, problem, read_stored
 
@@ -106,7 +106,7 @@ def read_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[NDAr
         unknown = sorted(set(np.unique(mask).tolist()) - {*range(num_classes), VOID})
         raise problem(
             mask_path,
-            f"unknown ids {first_ten(unknown)}; {num_classes} classes have ids 0 to {num_classes - 1}, void is {VOID}",
+            f"unknown ids {first_few(unknown)}; {num_classes} classes have ids 0 to {num_classes - 1}, void is {VOID}",
         )
     return image, mask
 

@@ -18,7 +18,7 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(Problem(str(path), f"the list cannot be read: {error}")) from error
 
 
-def first_ten(things: Sequence[object]) -> str:
-    """The first ten of many, and how many more there are, for messages that name what is wrong."""
-    text = ", ".join(map(str, things[:10]))
-    return text if len(things) <= 10 else f"{text} and {len(things) - 10} more"
+def first_few(things: Sequence[object], most: int = 10) -> str:
+    """The first of many, and how many more there are, for messages that name what is wrong."""
+    text = ", ".join(map(str, things[:most]))
+    return text if len(things) <= most else f"{text} and {len(things) - most} more"

@@ -27,13 +27,9 @@ from huggingface_hub.utils import EntryNotFoundError, tqdm
 from torch import nn
 
 from vocseg.data.download import alone_in, delete_part, download, remote_size
-from vocseg.data.weights import SUFFIXES, one_line
-from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError
-
-RGB = tuple[float, float, float]
-
-IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
-IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+from vocseg.data.weights import SUFFIXES
+from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, one_line
+from vocseg.network import IMAGENET, RGB
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_SECONDS = 0.6  # a hub that does not open a connection in this time counts as out of reach
@@ -106,7 +102,8 @@ def _find(published: dict[str, Any], what: str, search: Sequence[Path], local_ht
         except VocsegError:
             raise
         except Exception as error:
-            reason = f"not on this machine, and their download from {host} failed ({one_line(error)}); try again"
+            failed = f"{type(error).__name__}: {one_line(error)}"
+            reason = f"not on this machine, and their download from {host} failed ({failed}); try again"
     raise EnvironmentFault(Problem(f"{what} of {architecture}", f"{reason}, or {remedy}"))
 
 
@@ -225,7 +222,7 @@ def _download_from(url: str, file: Path, remedy: str, local_http: bool) -> Path:
 def normalization(backbone: nn.Module) -> tuple[RGB, RGB]:
     """The mean and the deviation of RGB in 0…1 that a backbone was pretrained with; ImageNet's if it does not say."""
     published = _published(backbone)
-    return tuple(published.get("mean", IMAGENET_MEAN)), tuple(published.get("std", IMAGENET_STD))
+    return tuple(published.get("mean", IMAGENET[0])), tuple(published.get("std", IMAGENET[1]))
 
 
 def _published(backbone: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vocseg.data.dataset import VOID, Dataset
 from vocseg.data.images import read_image, read_mask
-from vocseg.data.lists import first_ten
+from vocseg.data.lists import first_few
 from vocseg.data.parallel import Progress, in_threads
 from vocseg.data.threads import read
 from vocseg.errors import DataError, Problem
@@ -98,7 +98,7 @@ def _read(split: str, dataset: Dataset, index: int) -> _Image:
     ids = set(np.unique(mask).tolist())
     unknown = sorted(ids - {*range(len(dataset.classes)), VOID})
     if unknown:
-        found.append(f"unknown ids {first_ten(unknown)}; ids go up to {len(dataset.classes) - 1}, void is {VOID}")
+        found.append(f"unknown ids {first_few(unknown)}; ids go up to {len(dataset.classes) - 1}, void is {VOID}")
     return _Image(
         split,
         name,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vocseg import dataset
 from vocseg.data.dataset import Dataset, FilePairs
-from vocseg.data.lists import first_ten, read_lines
+from vocseg.data.lists import first_few, read_lines
 from vocseg.errors import DataError, IncompleteError, Problem
 
 VOC_CLASSES = (
@@ -112,10 +112,10 @@ def _read_list(folder: Path, split: str, year: int) -> tuple[dict[str, tuple[str
     problems = []
     if malformed:
         problems.append(
-            Problem(str(path), f"expected one id, or an image and a mask path, in line {first_ten(malformed)}")
+            Problem(str(path), f"expected one id, or an image and a mask path, in line {first_few(malformed)}")
         )
     if repeated:
-        problems.append(Problem(str(path), f"named more than once: {first_ten(repeated)}"))
+        problems.append(Problem(str(path), f"named more than once: {first_few(repeated)}"))
     if not pairs and not malformed:
         problems.append(Problem(str(path), "the list is empty"))
     missing = _missing_files(folder, pairs, path.name, remedy)
@@ -144,7 +144,7 @@ def _missing_files(folder: Path, pairs: dict[str, tuple[str, str]], name: str, r
             problems.append(
                 Problem(
                     str(folder / parent),
-                    f"{len(absent)} of {len(bases)} files that {name} names are missing: {first_ten(absent)}{remedy}",
+                    f"{len(absent)} of {len(bases)} files that {name} names are missing: {first_few(absent)}{remedy}",
                 )
             )
     return problems

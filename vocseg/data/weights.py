@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vocseg.data.tensors import is_plain, load_pickled, load_safetensors
-from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, shown_path
+from vocseg.errors import EnvironmentFault, Problem, UsageError, VocsegError, one_line, shown_path
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")  # the last for `.pth.tar`, a habit of older training scripts
 SUFFIXES = (".safetensors", *PICKLED)
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         reason = "is damaged or holds Python objects, which could run code; save its tensors alone, as .safetensors"
         raise UsageError(Problem(where, reason)) from error
     except Exception as error:
-        reason = f"cannot be read and is probably damaged ({one_line(error)}); get it anew"
+        reason = f"cannot be read and is probably damaged ({type(error).__name__}: {one_line(error)}); get it anew"
         raise EnvironmentFault(Problem(where, reason)) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -180,7 +180,8 @@ def _adapted(module: nn.Module, tensors: dict[str, Tensor], path: Path, name: st
     except VocsegError:
         raise
     except Exception as error:
-        reason = f"adapt_weights of {name} cannot take it ({one_line(error)}); name this network's file"
+        failed = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"adapt_weights of {name} cannot take it ({failed}); name this network's file"
         raise UsageError(Problem(str(path), reason)) from error
 
 
@@ -278,9 +279,3 @@ def _part(key: str) -> tuple[str, str]:
     """The outermost module that a key may belong to: `stages`, or `stages_0` as timm's feature extractors have it."""
     first, second = (*key.split("."), "")[:2]
     return first, f"{first}_{second}"
-
-
-def one_line(error: Exception) -> str:
-    """An exception's type and the first line of its message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,4 +1,7 @@
-"""What may change in the recipe of a run that goes on: where things lie and how fast it is, not what is computed."""
+"""What may change in the recipe of a run that goes on: where things lie and how fast it is, not what is computed.
+
+But for `train.on_nonfinite`: a run that a bad step ended goes on when such steps are left out.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

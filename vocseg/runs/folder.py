@@ -165,7 +165,9 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def write_environment(self, recipe: Recipe, device: str, processes: int = 1, launched: str = "") -> None:
+    def write_environment(
+        self, recipe: Recipe, device: str, precision: str, processes: int = 1, launched: str = ""
+    ) -> None:
         """Records what the run depends on, and copies the plugin files nobody else keeps.
 
         Args:
@@ -192,6 +194,7 @@ class RunFolder:
                 "platform": platform.platform(),
                 "cpus": os.cpu_count(),
                 "device": device,
+                "precision": precision,
                 "processes": processes,
                 "launched": launched,
                 "packages": {name: _version(name) for name in PACKAGES},
@@ -261,8 +264,8 @@ class RunFolder:
 
     @property
     def precision(self) -> str:
-        """What the run computes in, "fp32" or "bf16"; where a trial chose it, it is not to be chosen again."""
-        return self._read("environment.json", "device", str).rsplit(", ", 1)[-1]
+        """What the run computes in, as in `Placement`; where a trial chose it, it is not to be chosen again."""
+        return self._read("environment.json", "precision", str)
 
     def _read(self, name: str, key: str, kind: type[Value]) -> Value:
         """A value of one of the run's JSON files.

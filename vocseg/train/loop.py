@@ -191,7 +191,7 @@ def combined_loss(loss: Callable[[Tensor, Tensor], Tensor], named: dict[str, Ten
 
 def train(
     training: Training, validate: Callable[[nn.Module], Generator[Scored, None, Evaluation]]
-) -> Iterator[Step | Scored | Epoch]:
+) -> Generator[Step | Scored | Epoch, None, None]:
     """Trains from where `training` stands to its last epoch, or until its time is up.
 
     Yields a `Step` after each optimizer step, a `Scored` after each validated image and an `Epoch` after each

@@ -7,17 +7,14 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from vocseg.evaluate.validation import Evaluation, Scored
-from vocseg.train.loop import Epoch, Step, Training, train
+from vocseg.train.loop import Step, Training, train
 from vocseg.train.nonfinite import NonFiniteError
-
-Event = Step | Scored | Epoch
 
 DIVERGED = 4.0
 """Training has diverged once the loss, smoothed, is more than so many times its lowest."""
@@ -51,7 +48,7 @@ def sweep(training: Training, rates: Sequence[float]) -> Iterator[float]:
     )
     watched, lowest = 0.0, math.inf
     try:
-        with closing(cast(Generator[Event], train(swept, _nothing_to_validate))) as events:
+        with closing(train(swept, _nothing_to_validate)) as events:
             steps = (event for event in events if isinstance(event, Step))
             for number, step in zip(range(1, len(rates) + 1), steps, strict=False):
                 loss = float(step.loss)

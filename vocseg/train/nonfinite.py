@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vocseg.data.lists import first_few
 from vocseg.errors import Problem, TrainingError
 
 IN_A_ROW = 10
@@ -54,8 +55,10 @@ class NonFinite:
         if math.isfinite(self.loss):
             said = f"epoch {self.epoch}, step {self.step}: the gradient is not finite (training loss {self.loss:g})"
         if self.weights_finite is False:
-            return f"{said}, since the step before broke the weights; its images: {_list(self.names_before)}"
-        return f"{said}; images: {_list(self.names)}"
+            return (
+                f"{said}, since the step before broke the weights; its images: {first_few(self.names_before, _SHOWN)}"
+            )
+        return f"{said}; images: {first_few(self.names, _SHOWN)}"
 
 
 class NonFiniteError(TrainingError):
@@ -150,8 +153,3 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     those are more than cores, none of them spins any more: a small network's steps then took 1.6 times as long.
     """
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-
-
-def _list(names: Iterable[str]) -> str:
-    names = [*names]
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
