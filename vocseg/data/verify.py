@@ -76,7 +76,7 @@ def verify(splits: Mapping[str, Dataset], progress: Progress | None = None) -> F
     for split, names in only_void.items():
         if names:
             what = f"{len(names)} of {len(splits[split])} masks hold 0 and {VOID} alone, and {VOID} is void"
-            where = f"where it was meant as a class, write that class's id instead: {first_ten(names)}"
+            where = f"where it was meant as a class, write that class's id instead: {first_few(names)}"
             remarks.append(Problem(split, f"{what}; {where}"))
     # A file in two splits, or one that was looked at twice, has its problem once.
     return Findings(tuple(dict.fromkeys(problems)), tuple(remarks))
