@@ -28,6 +28,7 @@ from vocseg.report.run import write_pictures
 from vocseg.runs.checkpoint import (
     StateSaver,
     check_optimizer_state,
+    differing_tensors,
     load_state,
     load_tensors,
     remove_leftover_states,
@@ -156,7 +157,10 @@ def _resume(
     folder.read_nonfinite()
     records = folder.read_metrics()  # what the end of the run needs is missed now, not then
     if board.best.epoch:
-        load_tensors(folder.weights)
+        differing = differing_tensors(load_tensors(folder.weights), job.training.network.state_dict())
+        if differing:
+            changed = f"not the weights of this run's network; see '{differing[0]}'; put back the file that was here"
+            raise EnvironmentFault(Problem(str(folder.weights), changed))
     if world.first:
         remove_unfinished(folder.path)
         if overrides:

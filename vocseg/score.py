@@ -26,7 +26,7 @@ from vocseg.recipe.toml import write_value
 from vocseg.report.overlays import overlay
 from vocseg.report.palette import save_palette_mask
 from vocseg.run import run_recipe
-from vocseg.runs.checkpoint import load_tensors
+from vocseg.runs.checkpoint import differing_tensors, load_tensors
 from vocseg.runs.folder import RunFolder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -185,10 +185,7 @@ def _predictor(folder: RunFolder, recipe: Recipe, num_classes: int, device: str,
     placement = choose_placement(recipe, device, "fp32" if folder.precision == "fp32" else None)
     kept = load_tensors(folder.weights)
     network = build_network(recipe, num_classes, pretrained=False)
-    saved, own = (
-        {key: (t.shape, t.dtype) for key, t in tensors.items()} for tensors in (kept, network.module.state_dict())
-    )
-    differing = sorted(key for key, _ in saved.items() ^ own.items())
+    differing = differing_tensors(kept, network.module.state_dict())
     if differing:
         changed = f"the architecture '{recipe.model.name}' is not the one of the run any more; see '{differing[0]}'"
         raise UsageError(Problem(str(folder.weights), changed))

@@ -395,11 +395,11 @@ def test_a_data_set_of_which_nothing_can_be_read_still_tells_so(tmp_path):
 def test_what_killed_runs_left_behind_is_cleared_up(files, tmp_path):
     home = tmp_path / "kept"
     (home / "unfinished").mkdir(parents=True)
-    for name, age in (("old", 7200), ("new", 10)):
+    for name, age in (("0" * 32, 7200), ("1" * 32, 10), ("mine.txt", 7200)):
         (home / "unfinished" / name).write_bytes(b"half")
         os.utime(home / "unfinished" / name, (time.time() - age,) * 2)
     cached(dataset_of(files), str(home))
-    assert [path.name for path in (home / "unfinished").iterdir()] == ["new"]
+    assert sorted(path.name for path in (home / "unfinished").iterdir()) == ["1" * 32, "mine.txt"]
 
 
 def test_arrays_of_another_type_are_passed_on_but_not_put_on_disk(files, tmp_path):

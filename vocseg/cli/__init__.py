@@ -64,6 +64,7 @@ def main() -> None:
     """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
     from vocseg.errors import Problem, VocsegError, one_line
 
+    _open_closed_streams()
     atexit.register(_end_quickly)
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that cannot show a letter is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
@@ -115,6 +116,20 @@ def main() -> None:
         reason = f"{type(error).__name__}: {one_line(error)}"
         click.echo(Problem("internal error", f"{reason}; please report it with the output of --debug"), err=True)
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Gives a process that was started with closed streams (`>&-`) ones that lead nowhere.
+
+    Else Python has None in their place, and a file that is opened later gets the number to which libraries write.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 def _end_output() -> None:

@@ -10,6 +10,7 @@ Not here: what is decoded (`images.py`, or a plugin).
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -34,6 +35,7 @@ IN_MEMORY = "decoded images are kept in memory"
 _END = struct.Struct("<8sII")  # after the pixels of image and mask: the mark, height and width
 _MARK = b"vocseg 1"
 _LOOKS = 64  # images that are looked at to tell how large all are, and how many are on disk already
+_WRITTEN = re.compile("[0-9a-f]{32}")
 _ABANDONED = 3600  # seconds after which a file that is still being written belongs to a run that was killed
 
 
@@ -152,7 +154,8 @@ class _Folder:
         with contextlib.suppress(OSError):  # read-only; what is there can still be read
             self._unfinished.mkdir(exist_ok=True)
             for file in self._unfinished.iterdir():
-                if file.stat().st_mtime < time.time() - _ABANDONED:
+                # Only what `save` named: the recipe may have been given any folder that has one of this name.
+                if _WRITTEN.fullmatch(file.name) and file.stat().st_mtime < time.time() - _ABANDONED:
                     file.unlink()
 
     def place(self, image: Path, mask: Path) -> Path:

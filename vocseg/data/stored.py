@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 from vocseg.errors import DataError, Problem, one_line
 
 MAX_PIXELS = 100_000_000
+_MAX_SIDE = 65_535  # a JPEG's; PIL holds rows apart, and takes many times the memory for very many or very long ones
 
 _BYTES_PER_PIXEL = 8  # of RGBA with 16 bits, which nothing larger compresses to
 _SPARE_BYTES = 2**24  # what else a file may hold
@@ -59,6 +60,8 @@ def read_stored(path: Path, max_pixels: int, *, pixels: bool = True) -> Stored:
                 raise problem(path, f"expected an image with pixels, found one of {width} x {height}")
             if width * height > max_pixels:
                 raise problem(path, f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+            if max(width, height) > _MAX_SIDE:
+                raise problem(path, f"{width} x {height} pixels: a side has more than {_MAX_SIDE:,}")
             size = os.fstat(file.fileno()).st_size
             if size > _BYTES_PER_PIXEL * width * height + _SPARE_BYTES:
                 raise problem(path, f"{size:,} bytes are more than {width} x {height} pixels can take; save it anew")

@@ -241,6 +241,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     write_bytes(path, save_safetensors(plain, metadata={"vocseg": json.dumps(metadata)}))
 
 
+def differing_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that only one has, or that differ in shape or kind."""
+    kinds, others = ({key: (t.shape, t.dtype) for key, t in tensors.items()} for tensors in (saved, own))
+    return sorted({key for key, _ in kinds.items() ^ others.items()})
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Reads what `save_tensors` wrote.
 

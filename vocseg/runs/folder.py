@@ -147,7 +147,8 @@ class RunFolder:
         """
         path = self.path / "lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # Not through a link, which leads to whatever file whoever made the folder chose: it is emptied below.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise unwritable(path, error) from error
         try:

@@ -43,6 +43,8 @@ class StopRequest:
             if self.signal_number:
                 raise KeyboardInterrupt
             yield
+            if self.signal_number:  # it was raised where Python swallows it, as in what runs when an object goes
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not self.signal_number:
                 raise
