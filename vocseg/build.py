@@ -101,7 +101,10 @@ def open_datasets(
     splits: Sequence[str] | None = None,
     incomplete: bool = False,
 ) -> dict[str, Dataset]:
-    """The splits of a data set, named by a recipe or as `voc2007` … `voc2012`; `incomplete` as in `open_split`."""
+    """The splits of a data set, named by a recipe or as `voc2007` … `voc2012`; `incomplete` as in `open_split`.
+
+    Else, where a recipe says so, they are without the images that cannot be read.
+    """
     if target.startswith("voc") and target[3:].isdigit():
         voc = discover().get("dataset", "voc")
         root = data or Path(os.environ.get("VOCSEG_DATA") or "data")
@@ -117,7 +120,9 @@ def open_datasets(
         return found
     recipe, _ = load_recipe(target, overrides=overrides, data=data, plugins=plugins)
     wanted = splits or (recipe.data.settings.train, recipe.data.settings.val)
-    return {split: open_split(recipe, split, incomplete=incomplete) for split in wanted}
+    if incomplete:
+        return {split: open_split(recipe, split, incomplete=True) for split in wanted}
+    return {split: open_readable(recipe, split)[0] for split in wanted}
 
 
 @dataclass(frozen=True)

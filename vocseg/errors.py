@@ -5,7 +5,7 @@
     ├── DataError           3    images, masks or split files are missing or wrong
     ├── EnvironmentFault    4    the machine lacks something: weights, disk space, a device, the network
     ├── TrainingError       5    training itself failed: the loss is not finite, memory ran out
-    └── Interrupted   130/143    a signal stopped a run that was saved first
+    └── Interrupted   128 + N    a signal stopped a run that was saved first
 
 An error carries one or more `Problem`s, so that a user reads all of them at once.
 """

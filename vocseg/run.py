@@ -139,16 +139,18 @@ def _resume(
     with _expecting_a_state(folder):
         recipe = run_recipe(folder, overrides)
         refuse_changes(state["recipe"], recipe, folder.path)
-        images = state["images"]
         done = float(state["training"]["epoch"]), float(state["training"]["step"])
     if world.largest(*done) != [*done]:
         raise EnvironmentFault(Problem(str(folder.path), "the processes read different states of this run; try again"))
     with stop.at_once(f"stopped before training went on; {how_to_go_on(folder.path)}"):
         left_out = folder.read_bad_images()
         job = build(recipe, device, pretrained=False, precision=folder.precision, left_out=left_out, world=world)
-    if images != _images(job):
-        changed = "its images are not those that the run began with; give the folder that holds them with --data"
-        raise DataError(Problem(recipe.data.settings.root, changed))
+    with _expecting_a_state(folder):
+        changed = "; ".join(_changed(state["images"], _images(job)))
+    if changed:
+        remedy = "give the folder that holds those by --data"
+        problem = f"its images are not those that the run began with ({changed}); {remedy}"
+        raise DataError(Problem(recipe.data.settings.root, problem))
     board = _scoreboard(recipe)
     with _expecting_a_state(folder):
         check_optimizer_state(state["training"]["optimizer"], job.training.optimizer)
@@ -351,10 +353,19 @@ def _left_out(job: Job, folder: RunFolder, result: dict[str, Any]) -> Iterator[s
         yield f"{result['steps_left_out']} steps left out, whose loss or gradient was not finite: {folder.nonfinite}"
 
 
-def _images(job: Job) -> dict[str, str]:
-    """What tells the images of both splits from others, wherever they lie."""
+def _images(job: Job) -> dict[str, list[Any]]:
+    """What tells the images of both splits from others, wherever they lie: their number, and their names' digest."""
     splits = {"train": job.train.names, "val": job.val.names}
-    return {split: hashlib.sha256("\n".join(names).encode()).hexdigest() for split, names in splits.items()}
+    return {s: [len(names), hashlib.sha256("\n".join(names).encode()).hexdigest()] for s, names in splits.items()}
+
+
+def _changed(then: dict[str, list[Any]], now: dict[str, list[Any]]) -> Iterator[str]:
+    for split, (count, digest) in now.items():
+        count_then, digest_then = then[split]
+        if count != count_then:
+            yield f"{split}: {count_then} then, {count} now"
+        elif digest != digest_then:
+            yield f"{split}: {count} of other names"
 
 
 def _save(job: Job, board: Scoreboard, saver: StateSaver, belongs_to: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,9 +105,11 @@ def predict(
 
     Raises:
         DataError: images are missing, or would be written over each other or over a source; all are named, and
-            nothing is written. Or an image cannot be read; those before it are written.
+            nothing is written. Or images cannot be read; all others are written first.
     """
     folder = RunFolder.open(path)
+    if out is None and folder.predictions.is_symlink():  # a stranger's folder could have one to files of yours
+        raise UsageError(Problem(str(folder.predictions), "is a link; name a folder with --out"))
     recipe = run_recipe(folder)
     targets = find_images(images, out or folder.predictions)
     classes, palette = folder.read_classes()
@@ -121,22 +123,29 @@ def predict(
         Image.fromarray(overlay(image, mask, palette)).save(overlay_file, compress_level=3)
         return source, mask_file, overlay_file
 
-    def segmented(read: Iterator[NDArray[np.uint8]]) -> Iterator[Callable[[], tuple[Path, Path, Path]]]:
-        """What is left to do for each image once its classes are known; where one cannot be read, to say so."""
-        try:
-            for (source, target), image in zip(targets, read, strict=True):
+    problems: list[Problem] = []
+
+    def segmented() -> Iterator[Callable[[], tuple[Path, Path, Path]]]:
+        """What is left to do for each image once its classes are known."""
+        read = in_threads(_readable, [source for source, _ in targets], ahead=4)
+        for (source, target), image in zip(targets, read, strict=True):
+            if isinstance(image, DataError):
+                problems.extend(image.problems)
+            else:
                 mask = class_map(*predictor.look(image))[0].cpu().numpy()
                 yield partial(write, source, target, image, mask)
-        except DataError as error:
-            yield partial(_fail, error)
 
-    read = in_threads(read_image, [source for source, _ in targets], ahead=4)
-    for done, files in enumerate(in_threads(lambda call: call(), segmented(read), ahead=4), 1):
+    for done, files in enumerate(in_threads(lambda call: call(), segmented(), ahead=4), 1):
         yield Predicted(*files, done, len(targets))
+    if problems:
+        raise DataError(*problems)
 
 
-def _fail(error: Exception) -> NoReturn:
-    raise error
+def _readable(source: Path) -> NDArray[np.uint8] | DataError:
+    try:
+        return read_image(source)
+    except DataError as error:
+        return error
 
 
 def files_of(target: Path) -> tuple[Path, Path]:

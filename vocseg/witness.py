@@ -25,7 +25,7 @@ _SLOT, _SLOTS = 256, 80  # bytes of a name, ended by a zero, and threads
 _RUN = _SLOT * _SLOTS  # where the run's folder stands
 _SIZE = _RUN + 4096
 _GOOD = b"\0"  # what the run says before it ends in good order
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, *(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])}
 
 _at: dict[int, tuple[str, float]] = {}  # by thread: the image that it is at, and since when
 _shared: mmap.mmap | None = None
@@ -115,11 +115,13 @@ def witnessed() -> Iterator[None]:
     if crashes:
         faulthandler.enable(tells, all_threads=False)
     # Until a run is under way, which has its own: whoever ends the process means to.
-    before = signal.signal(signal.SIGTERM, _leave)
+    ends = {signal.SIGTERM, signal.SIGHUP} - {n for n in _SIGNALS if signal.getsignal(n) is signal.SIG_IGN}
+    before = {number: signal.signal(number, _leave) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _shared = None
         if crashes:
             faulthandler.disable()

@@ -56,7 +56,7 @@ def cli(debug: bool) -> None:
 
     \b
     Exit codes: 0 done, 2 usage or recipe, 3 data, 4 environment or storage,
-    5 training failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    5 training failed, 129, 130 and 143 stopped by a closed terminal, Ctrl-C and SIGTERM.
     """
 
 
@@ -84,38 +84,42 @@ def main() -> None:
             with contextlib.suppress(OSError):  # that it cannot be printed may be the error
                 print_json({"error": [str(p) for p in error.problems], "exit_code": error.exit_code}, indent=None)
         rank = os.environ.get("RANK", "0")  # torchrun's processes: what all of them find, the first one says
-        if rank == "0" or error.exit_code not in (2, 130, 143):
-            for problem in error.problems:
-                click.echo(problem if rank == "0" else f"process {rank}: {problem}", err=True)
-        _end_output()
+        if rank == "0" or error.exit_code not in (2, 129, 130, 143):
+            _say(*(problem if rank == "0" else f"process {rank}: {problem}" for problem in error.problems))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
-        for line in text.getvalue().splitlines():
-            click.echo(Problem("", line), err=True)
+        _say(*(Problem("", line) for line in text.getvalue().splitlines()))
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        _say("stopped")
         sys.exit(130)
     except SystemExit as ended:
         if ended.code == 1:  # click's, for `vocseg list | head`: the reader has seen enough
             _end_output()
             ended.code = 0
         raise
-    except (OSError, MemoryError) as error:  # the machine's affair, wherever it came up
+    except (OSError, MemoryError, ImportError) as error:  # the machine's affair, wherever it came up
         if debug:
             raise
         reason = getattr(error, "strerror", None) or one_line(error) or "not enough memory"
-        click.echo(Problem(str(getattr(error, "filename", None) or ""), f"{reason}; --debug shows where"), err=True)
-        _end_output()
+        _say(Problem(str(getattr(error, "filename", None) or ""), f"{reason}; --debug shows where"))
         sys.exit(4)
     except Exception as error:
         if debug:
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
-        click.echo(Problem("internal error", f"{reason}; please report it with the output of --debug"), err=True)
+        _say(Problem("internal error", f"{reason}; please report it with the output of --debug"))
         sys.exit(1)
+
+
+def _say(*lines: object) -> None:
+    """Prints the lines that an error is; that this fails does not change the exit code."""
+    for line in lines:
+        with contextlib.suppress(OSError):
+            click.echo(line, err=True)
+    _end_output()
 
 
 def _open_closed_streams() -> None:
@@ -129,18 +133,17 @@ def _open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _end_output() -> None:
     """Lets go of what cannot be printed, which Python would try once more when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (AttributeError, ValueError):  # it was closed from the start
-        return
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end_quickly() -> None:

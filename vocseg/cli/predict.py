@@ -29,12 +29,14 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str, 
     from vocseg.score import predict
 
     done = 0
-    with progress_bar("predicting") as (advance, _):
-        for predicted in predict(run, images, out=out, device=device, compiled=compiled, say=options.note):
-            done = predicted.done
-            advance(predicted.done, predicted.total)
-            if as_json:
-                entry = {"image": predicted.source, "mask": predicted.mask, "overlay": predicted.overlay}
-                print_json({key: str(value) for key, value in entry.items()}, indent=None)
-    if not as_json:
-        print_line(f"{done} image{'' if done == 1 else 's'}: masks and overlays in {out or run / 'predictions'}")
+    try:
+        with progress_bar("predicting") as (advance, _):
+            for predicted in predict(run, images, out=out, device=device, compiled=compiled, say=options.note):
+                done = predicted.done
+                advance(predicted.done, predicted.total)
+                if as_json:
+                    entry = {"image": predicted.source, "mask": predicted.mask, "overlay": predicted.overlay}
+                    print_json({key: str(value) for key, value in entry.items()}, indent=None)
+    finally:  # images that cannot be read are an error, and the others are segmented all the same
+        if done and not as_json:
+            print_line(f"{done} image{'' if done == 1 else 's'}: masks and overlays in {out or run / 'predictions'}")

@@ -98,11 +98,10 @@ class Live:
 
     def follow(self, events: Iterator[Event]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         console = Console()
-        note_column = TextColumn("{task.fields[note]}")
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), note_column)
+        columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[note]}"))
         started: Started | None = None
         pace, loss = _Pace(), _Loss()
         finished: Finished | None = None
@@ -126,14 +125,16 @@ class Live:
                             description=f"epoch {event.epoch + 1}/{started.epochs}",
                             total=started.steps_per_epoch,
                             completed=event.step,
-                            note=f"loss {loss.read(event):.3f}  lr {event.lr:.1e}  "
+                            note=f"{event.step}/{started.steps_per_epoch}  loss {loss.read(event):.3f}  lr {event.lr:.1e}  "
                             f"{pace.images_per_second:.0f} img/s  {pace.left(started, event)} left",
                         )
                 elif isinstance(event, Scored):
-                    progress.update(bar, description="validation", total=event.total, completed=event.done, note="")
+                    note = f"{event.done}/{event.total}"
+                    progress.update(bar, description="validation", total=event.total, completed=event.done, note=note)
                 elif isinstance(event, Epoch):
                     assert started is not None
                     console.print(describe_epoch(event, started, console.width), highlight=False, markup=False)
+                    progress.update(bar, description="saving", total=None, note="")  # and, in the end, drawing
                 else:
                     finished = event
         if finished is not None:
@@ -195,7 +196,8 @@ def duration(seconds: float) -> str:
 def describe(event: Started) -> list[str]:
     lines = [
         f"{event.recipe}: {event.parameters:,} parameters on {event.device}; {event.train_images:,} training and "
-        f"{event.val_images:,} validation images, {event.classes} classes; {event.epochs} epochs of "
+        f"{event.val_images:,} validation images, {event.classes} classes; "
+        f"{event.epochs} epoch{'' if event.epochs == 1 else 's'} of "
         f"{event.steps_per_epoch:,} steps",
         f"run folder {event.run}",
     ]
@@ -243,7 +245,10 @@ def print_figures(result: dict[str, Any]) -> None:
     table.add_column("pixel accuracy", justify="right")
     row = (f"{result['miou']:.4f}", f"{low:.4f} to {high:.4f}", f"{result['pixel_accuracy']:.4f}")
     table.add_row(visible(result["recipe"]), *row, style="bold")
-    for name, null in result["null_models"].items():
+    nulls = result["null_models"]
+    for name, null in nulls.items():
+        if null is not nulls["all background"] and null == nulls["all background"]:
+            continue  # background is the best constant, as it mostly is
         table.add_row(name, f"{null['miou']:.4f}", "", f"{null['pixel_accuracy']:.4f}")
     console.print()
     console.print(table)

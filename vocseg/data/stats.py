@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vocseg.data.dataset import VOID, Dataset
 from vocseg.data.parallel import Progress, in_threads
 from vocseg.data.threads import read
+from vocseg.errors import DataError, Problem
 
 
 class Spread(NamedTuple):
@@ -63,7 +64,7 @@ def stats(dataset: Dataset, progress: Progress | None = None) -> Stats:
     """Reads every image and mask and counts.
 
     Raises:
-        DataError: an image or mask cannot be read.
+        DataError: images or masks cannot be read; all of them are named.
     """
     classes = len(dataset.classes)
     class_images = np.zeros(classes, np.int64)
@@ -90,7 +91,7 @@ def class_pixels(dataset: Dataset, progress: Progress | None = None) -> NDArray[
     """The pixels of each class in all masks, (num_classes,) int64; void is left out.
 
     Raises:
-        DataError: an image or mask cannot be read.
+        DataError: images or masks cannot be read; all of them are named.
     """
     total = np.zeros(len(dataset.classes), np.int64)
     for counts, _ in _counts(dataset, progress):
@@ -101,11 +102,21 @@ def class_pixels(dataset: Dataset, progress: Progress | None = None) -> NDArray[
 def _counts(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
     """For each image the pixels of each of the 256 ids, and its height and width."""
 
-    def count(index: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
-        mask = read(dataset, index)[1]
+    def count(index: int) -> tuple[NDArray[np.int64], tuple[int, int]] | DataError:
+        try:
+            mask = read(dataset, index)[1]
+        except DataError as error:
+            return error
         return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1])
 
-    return in_threads(count, range(len(dataset)), progress, timeout=dataset.timeout)
+    problems: list[Problem] = []
+    for found in in_threads(count, range(len(dataset)), progress, timeout=dataset.timeout):
+        if isinstance(found, DataError):
+            problems.extend(found.problems)
+        else:
+            yield found
+    if problems:
+        raise DataError(*problems)
 
 
 def _spread(numbers: list[int]) -> Spread:

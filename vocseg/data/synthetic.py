@@ -32,8 +32,8 @@ def synthetic(
     split: str,
     *,
     size: Annotated[int, Interval(ge=32, le=1024)] = 96,
-    images: Annotated[int, Ge(1)] = 1000,
-    val_images: Annotated[int, Ge(1)] = 100,
+    images: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000,
+    val_images: Annotated[int, Interval(ge=1, le=1_000_000)] = 100,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Dataset:
     """Scenes of six overlapping shapes, drawn on the fly: needs no files.

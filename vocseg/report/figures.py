@@ -118,9 +118,13 @@ def _curves(epochs: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figu
     for axes in (lr, metrics):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    low, high = loss.get_xlim()
+    loss.set_xlim(max(low, 0.5), high)  # there is no epoch 0 to have a tick
     for axes in (loss, metrics):
         if axes.get_legend_handles_labels()[0]:
             legend_above(axes, columns=3, handle=1.6)
+        else:
+            axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color=GREY)
     return figure
 
 

@@ -245,7 +245,12 @@ class RunFolder:
         Raises:
             EnvironmentFault: the file is damaged.
         """
-        return self._read(self.nonfinite.name, "steps", list) if self.nonfinite.exists() else []
+        steps = self._read(self.nonfinite.name, "steps", list) if self.nonfinite.exists() else []
+        for step in steps:
+            if not (isinstance(step, dict) and {"epoch", "step", "skipped"} <= step.keys()):
+                reason = "damaged: expected epoch, step and skipped of each of its 'steps'"
+                raise EnvironmentFault(Problem(str(self.nonfinite), reason))
+        return steps
 
     @property
     def recipe_name(self) -> str:

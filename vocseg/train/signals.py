@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while a run is under way: the first asks it to save and stop, a second ends it at once."""
+"""Ctrl-C, SIGTERM and a terminal that is closed while a run is under way: it saves and stops.
+
+A second Ctrl-C or SIGTERM ends it at once.
+"""
 
 import contextlib
 import os
@@ -11,7 +14,8 @@ from collections.abc import Iterator
 from vocseg.errors import Interrupted
 from vocseg.witness import end_in_order
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HANGUP else []))
 
 # A terminal's Ctrl-C comes twice to processes of torchrun: from the terminal, and from torchrun, which heard it too.
 _ECHO_SECONDS = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
@@ -30,6 +34,9 @@ class StopRequest:
     signal_number = 0
     _since = 0.0
     _nothing_to_save = False
+
+    def __init__(self) -> None:
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
 
     @contextlib.contextmanager
     def at_once(self, message: str) -> Iterator[None]:
@@ -55,6 +62,11 @@ class StopRequest:
     def note(self, number: int, frame: object) -> None:
         """Takes a signal, between two instructions of the main thread."""
         now = time.monotonic()
+        if number == _HANGUP:
+            if self.signal_number:  # a terminal's end is told twice, by the system and by the shell
+                return
+            for output in self._terminals:  # what is written to it from here on would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         if self.signal_number and now - self._since <= _ECHO_SECONDS:
             return
         second = bool(self.signal_number)
@@ -70,7 +82,8 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """While open, the first SIGINT or SIGTERM is noted, and a second raises KeyboardInterrupt or SystemExit.
+    """While open, the first SIGINT, SIGTERM or SIGHUP is noted; a second of the first two raises KeyboardInterrupt or
+    SystemExit. Those that the process was started to ignore, as by `nohup`, are ignored.
 
     If that does not end the process soon, a thread does: the main thread may be inside torch, where Python cannot
     interrupt it. Outside the main thread, signals stay with whoever embeds vocseg.
@@ -84,7 +97,8 @@ def stop_request() -> Iterator[StopRequest]:
     watcher = threading.Thread(target=_end_at_the_second, args=(hears,), name="vocseg-signals", daemon=True)
     watcher.start()
     told_before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, request.note) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request.note) for number in heard}
     try:
         yield request
     finally:
@@ -101,7 +115,7 @@ def _end_at_the_second(hears: socket.socket) -> None:
     first: float | None = None
     while received := hears.recv(1):
         number, now = received[0], time.monotonic()
-        if number not in _SIGNALS:
+        if number not in _SIGNALS or (number == _HANGUP and first is not None):
             continue
         if first is None:
             first = now
