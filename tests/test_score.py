@@ -1,6 +1,7 @@
 """Using a run's weights as the run did: in its precision, and with files read and written beside the network."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from vocseg.build import build
 from vocseg.device import choose_precision
-from vocseg.errors import DataError
+from vocseg.errors import DataError, UsageError
 from vocseg.recipe.prepare import load_recipe
 from vocseg.run import Started, start
 from vocseg.score import predict, score
@@ -106,15 +107,28 @@ def test_images_are_predicted_in_their_order_whatever_they_take(finished, tmp_pa
     assert done == [f"{number:02d}" for number in range(12)]
 
 
-def test_what_comes_before_an_image_that_cannot_be_read_is_written_and_told(finished, tmp_path):
+def test_images_that_cannot_be_read_are_named_and_all_others_segmented(finished, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(9):
         Image.new("RGB", (24, 16), (number * 20, 90, 30)).save(photos / f"{number}.png")
-    (photos / "6.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    for number in (2, 6):
+        (photos / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (photos / "._1.png").write_bytes(b"what a Mac leaves on a disk that is not its own")
     told = []
     predicting = predict(finished.run, [photos], out=tmp_path / "masks", device="cpu")
-    with pytest.raises(DataError, match=r"6\.png"):
+    with pytest.raises(DataError) as error:
         told.extend(predicted.source.stem for predicted in predicting)
-    assert told == ["0", "1", "2", "3", "4", "5"]
+    assert [problem.where for problem in error.value.problems] == [str(photos / "2.png"), str(photos / "6.png")]
+    assert told == ["0", "1", "3", "4", "5", "7", "8"]
     assert {path.stem for path in (tmp_path / "masks").glob("?.png")} == set(told)
+
+
+def test_predictions_are_not_written_through_a_link_that_a_run_came_with(finished, tmp_path):
+    run = shutil.copytree(finished.run, tmp_path / "run")
+    Image.new("RGB", (24, 16)).save(tmp_path / "a.png")
+    (tmp_path / "mine").mkdir()
+    (run / "predictions").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="is a link; name a folder with --out"):
+        list(predict(run, [tmp_path / "a.png"], device="cpu"))
+    assert not list((tmp_path / "mine").iterdir())

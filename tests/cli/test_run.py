@@ -6,8 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
+
+from vocseg.cli.reporters import describe_epoch
+from vocseg.run import Started
+from vocseg.train.loop import Epoch
 
 RECIPE = """
 description = "A tiny run."
@@ -87,6 +93,67 @@ def test_a_signal_ends_the_run_with_its_code_and_says_how_to_go_on(recipe, tmp_p
     assert json.loads(out.splitlines()[-1])["exit_code"] == code
     folder = err.strip().rpartition(" ")[2]
     assert (tmp_path / folder / "state.json").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals are made and closed in each system's own way")
+def test_a_terminal_that_is_closed_stops_the_run_and_all_is_saved(recipe, tmp_path):
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        pytest.skip("this process was told to ignore it")
+    # A leader of a session of its own, whose terminal it is; it has no other place to write to.
+    become = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    )
+    reads, writes = os.openpty()
+    command = [sys.executable, "-m", "vocseg", "run", str(recipe(100_000))]
+    process = subprocess.Popen(
+        [sys.executable, "-c", become, *command],
+        cwd=tmp_path, stdin=writes, stdout=writes, stderr=writes, env=ENVIRONMENT, start_new_session=True,
+    )  # fmt: skip
+    os.close(writes)
+    said = b""
+    while said.count(b"train loss") < 2:
+        said += os.read(reads, 4096)
+    os.close(reads)
+    assert process.wait(60) == 129
+    (folder,) = (tmp_path / "runs" / "tiny").iterdir()
+    records = len((folder / "metrics.jsonl").read_text().splitlines())
+    state = torch.load(next(iter(sorted(folder.glob("state-*.pt"), reverse=True))), weights_only=True)
+    assert state["training"]["epoch"] == records >= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes streams in another way")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("schema >&-", 0),
+        ("list <&- >&- 2>&-", 0),
+        ("run nowhere.toml >&- 2>&-", 2),
+        ("list > /dev/full 2> /dev/full", 4),
+    ],
+)
+def test_a_command_ends_with_its_code_though_it_cannot_speak(tmp_path, line, code):
+    if "/dev/full" in line and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no disk that is always full")
+    command = ["/bin/sh", "-c", f'"$0" -m vocseg {line}', sys.executable]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_an_epochs_line_fits_a_narrow_terminal():
+    epoch = Epoch(6, 0.1689, 0.1551, 0.8196, 0.9555, 3.5e-9, 327.3, 48.0)
+    started = Started(Path("runs"), "tiny", "cpu", 1, 8, 2, 7, 30, 2, 0, 0)
+    whole = describe_epoch(epoch, started)
+    assert whole.endswith("mIoU 0.8196  pixel accuracy 0.9555  lr 3.5e-09  327.3 img/s  0:48")
+    for room in (80, 100):
+        line = describe_epoch(epoch, started, room)
+        assert len(line) <= room
+        assert whole.startswith(line)
+        assert "mIoU 0.8196" in line
+
+
+def test_background_is_told_once_where_it_is_the_best_constant(recipe, tmp_path):
+    done = vocseg("run", recipe(), cwd=tmp_path)
+    assert ("all background" in done.stdout, "best constant" in done.stdout) == (True, False)
 
 
 @pytest.mark.parametrize(

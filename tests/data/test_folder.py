@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vocseg.data.bad_images import find_bad
 from vocseg.data.folder import _seeded_split, folder
 from vocseg.errors import DataError, IncompleteError, UsageError
 
@@ -160,6 +161,15 @@ def test_two_files_of_one_name_are_an_error(folder_root):
     write(folder_root / "images" / "more" / "photo_8.jpeg")
     with pytest.raises(DataError, match="more than one image is named more/photo_8, photo_1; keep one of each"):
         folder(folder_root, "train", classes=CLASSES)
+
+
+def test_images_of_one_name_can_be_left_out_as_others_that_cannot_be_read(folder_root):
+    write(folder_root / "images" / "photo_1.png")
+    (folder_root / "masks" / "photo_3.png").unlink()
+    with pytest.raises(IncompleteError) as error:
+        folder(folder_root, "all", classes=CLASSES)
+    assert len(error.value.problems) == 2
+    assert set(find_bad(error.value.rest)) == {"photo_1", "photo_3"}
 
 
 def test_missing_folders_are_named_both(tmp_path):

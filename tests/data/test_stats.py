@@ -75,6 +75,19 @@ def test_an_image_that_cannot_be_read_is_a_data_error_with_its_file(count, tmp_p
         count(broken)
 
 
+def test_all_images_that_cannot_be_read_are_named():
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        if index % 3 == 1:
+            raise DataError(f"image {index} is damaged")
+        return np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
+
+    broken = Dataset(CLASSES, [f"image {i}" for i in range(8)], read)
+    for count in (stats, class_pixels):
+        with pytest.raises(DataError) as error:
+            count(broken)
+        assert [str(problem) for problem in error.value.problems] == [f"image {i} is damaged" for i in (1, 4, 7)]
+
+
 def test_progress_tells_each_image_and_ends_at_all():
     seen: list[tuple[int, int]] = []
     stats(dataset(), lambda *p: seen.append(p))

@@ -112,6 +112,16 @@ def test_a_mask_that_is_void_all_over_is_a_remark(folder):
     assert [str(r) for r in findings.remarks] == [f"{folder.mask('a')}: has no labelled pixel: all is void"]
 
 
+def test_masks_of_nothing_but_background_and_void_are_one_remark(folder):
+    for name in "ef":
+        folder.add(name, mask=np.array([[0, 255]] * 4, np.uint8), size=(2, 4))
+    findings = verify({"train": folder.split("a", "b", "e", "f"), "val": folder.split("c")})
+    assert findings.problems == ()
+    (remark,) = findings.remarks
+    assert str(remark).startswith("train: 2 of 4 masks hold 0 and 255 alone, and 255 is void; where it was meant as a")
+    assert str(remark).endswith(": e, f")
+
+
 def test_an_image_that_is_in_two_splits_is_reported_once(folder):
     findings = verify({"train": folder.split("a", "b"), "val": folder.split("b", "c")})
     assert [str(p) for p in findings.problems] == [f"{folder.image('b')}: is in 'train' and in 'val'"]

@@ -468,3 +468,13 @@ def test_a_path_in_a_recipe_is_taken_from_the_working_directory_else_beside_the_
     assert locate("/absolute", recipe) == Path("/absolute")
     assert locate("~no-such-user/x", recipe) == tmp_path / "~no-such-user/x"
     assert locate("x" * 5000, recipe) == tmp_path / ("x" * 5000)
+
+
+def test_a_recipe_that_is_there_is_suggested_where_its_ending_was_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "barns.toml").touch()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "sheds.toml").touch()
+    for name, there in (("barns", "barns.toml"), ("sheds", "recipes/sheds.toml")):
+        with pytest.raises(UsageError, match=there):
+            find_recipe(name)

@@ -247,3 +247,18 @@ def test_weights_of_another_kind_are_no_weights_of_the_run(copy_of):
         (folder / "model.safetensors").write_bytes(save({**own, **other}))
         (line,) = refusal(score(folder, device="cpu")).splitlines()
         assert line.endswith(f"is not the one of the run any more; see '{next(iter(other))}'")
+
+
+def test_weights_of_another_network_are_refused_before_training_goes_on(copy_of):
+    folder = copy_of("two")
+    (folder / "model.safetensors").write_bytes(save({"more": torch.zeros(1)}))
+    before = sorted(path.name for path in folder.iterdir())
+    assert "not the weights of this run's network" in refusal(resume(folder, device="cpu"))
+    assert sorted(path.name for path in folder.iterdir() if path.name != "lock") == [n for n in before if n != "lock"]
+
+
+@pytest.mark.parametrize("steps", [[{}], [5], [{"epoch": 1, "step": 1}]])
+def test_damaged_records_of_steps_are_refused_before_training_goes_on(copy_of, steps):
+    folder = copy_of("two")
+    (folder / "nonfinite.json").write_text(json.dumps({"steps": steps}))
+    assert "nonfinite.json: damaged: expected epoch, step and skipped" in refusal(resume(folder, device="cpu"))

@@ -105,6 +105,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PNG of a gigapixel": (lambda: png(40_000, 25_000, body=inflating(2)), TOO_LARGE),
     "PNG of a gigapixel in palette colours": (lambda: png(40_000, 25_000, colours=3, body=inflating(2)), TOO_LARGE),
     "PNG of a gigapixel in one row": (lambda: png(1_000_000_000, 1, bits=1, body=inflating(2)), TOO_LARGE),
+    "PNG of one column": (lambda: png(1, 99_999_999, body=inflating(2)), "a side has more than 65,535"),
+    "PNG of one row": (lambda: png(99_999_999, 1, body=inflating(2)), "a side has more than 65,535"),
     "PNG of the largest size": (lambda: png(2**32 - 1, 2**32 - 1, bits=16, colours=6), TOO_LARGE),
     "PNG without width": (lambda: png(0, 5, body=rows(0, 5)), SIZELESS),
     "PNG without height": (lambda: png(5, 0, body=rows(5, 0)), SIZELESS),

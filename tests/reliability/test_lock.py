@@ -156,3 +156,14 @@ def test_what_a_killed_writer_left_is_gone_once_the_run_goes_on(run_folder):
     assert not unnamed.exists()
     assert not unfinished.exists()
     assert own.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system cannot refuse links")
+def test_a_lock_that_is_a_link_is_not_followed(run_folder, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a chapter")
+    (run_folder / "lock").unlink(missing_ok=True)
+    (run_folder / "lock").symlink_to(mine)
+    with pytest.raises(EnvironmentFault, match="lock"):
+        next(resume(run_folder, device="cpu"))
+    assert mine.read_text() == "a chapter"

@@ -1,10 +1,14 @@
-"""Ctrl-C and SIGTERM, at any moment of a run: it is saved, its exit code says so, and a second one ends it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal, at any moment of a run: it is saved, and its exit code says so.
+
+A second Ctrl-C or SIGTERM ends it at once.
+"""
 
 import os
 import random
 import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +16,9 @@ import pytest
 from vocseg.errors import Interrupted
 from vocseg.train.signals import stop_request
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under `nohup` nobody hears it
+    SIGNALS.append(signal.SIGHUP)
 PROMPTLY = 4.0  # seconds, on a busy machine; a step and a save of the tiny network take a hundredth of one
 
 SLOW = '''"""Networks that keep their first step for themselves."""
@@ -72,6 +78,27 @@ def test_signals_are_given_back():
     assert threading.active_count() == len([t for t in threading.enumerate() if t.name != "vocseg-signals"])
 
 
+def test_a_terminal_that_ends_twice_is_no_second_signal():
+    if signal.SIGHUP not in SIGNALS:
+        pytest.skip("this process was told to ignore it")
+    with stop_request() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)  # in which the thread that watches would end this process
+        assert stop.signal_number == signal.SIGHUP
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_request() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal_number == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     def look():
         with stop_request() as stop:
@@ -120,7 +147,7 @@ def test_60_signals_at_random_moments_save_the_run(forks, whole):
     ("number", "event", "which"),
     [
         (signal.SIGTERM, "Started", {}),
-        (signal.SIGINT, "Step", {"epoch": 1, "step": 1}),
+        (SIGNALS[-1], "Step", {"epoch": 1, "step": 1}),
         (signal.SIGTERM, "Scored", {"done": 2}),
         (signal.SIGINT, "Epoch", {"epoch": 5}),
     ],

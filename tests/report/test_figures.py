@@ -49,6 +49,15 @@ def legend(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+def test_curves_of_nothing_finite_say_so_and_no_axis_has_an_epoch_0():
+    nothing = _curves([{"epoch": 1, "train_loss": math.nan, "lr": 0.1}], None)
+    assert [text.get_text() for axes in nothing.axes for text in axes.texts] == ["no finite value"] * 2
+    many = _curves([record(epoch) for epoch in range(1, 31)], None)
+    assert all(axes.get_xlim()[0] > 0 for axes in many.axes)
+    rates = panel(many, "learning rate")
+    assert max(lines(rates)["learning rate"][1]) < rates.get_ylim()[1]
+
+
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_the_suffix_picks_the_format(draw, tmp_path):
     draw(tmp_path / "a.png")

@@ -48,6 +48,11 @@ def test_an_overlay_mixes_a_classs_colour_with_the_grey_photograph():
     assert np.unique(shown[:, 7:9], axis=1).tolist() == [[[25, 25, 25]]] * 12
 
 
+def test_a_class_whose_colour_is_grey_is_told_from_the_photograph():
+    shown = overlay(photo(12, 16), halves(), [(0, 0, 0), (128, 128, 128)])
+    assert np.ptp(shown[:, 10:], axis=-1).min() > 30
+
+
 def test_void_is_striped_in_grey_and_draws_no_line_around_itself():
     shown = overlay(photo(12, 16), halves(left=1, right=255), PALETTE, alpha=0.5)
     assert np.unique(shown[:, :8].reshape(-1, 3), axis=0).tolist() == [[151, 51, 51]]

@@ -125,8 +125,8 @@ class Live:
                             description=f"epoch {event.epoch + 1}/{started.epochs}",
                             total=started.steps_per_epoch,
                             completed=event.step,
-                            note=f"{event.step}/{started.steps_per_epoch}  loss {loss.read(event):.3f}  lr {event.lr:.1e}  "
-                            f"{pace.images_per_second:.0f} img/s  {pace.left(started, event)} left",
+                            note=f"{event.step}/{started.steps_per_epoch}  loss {loss.read(event):.3f}  "
+                            f"lr {event.lr:.1e}  {pace.images_per_second:.0f} img/s  {pace.left(started, event)} left",
                         )
                 elif isinstance(event, Scored):
                     note = f"{event.done}/{event.total}"
