@@ -86,6 +86,7 @@ def try_rates(
             found.smoothed,
             folder / "lr.png",
             suggestion=found.suggestion,
+            stops_falling=found.stops_falling,
             diverged=found.diverged,
             used=used,
             title=recipe.name,

@@ -16,6 +16,7 @@ def draw_lr_range(
     path: Path,
     *,
     suggestion: float | None = None,
+    stops_falling: float | None = None,
     diverged: float | None = None,
     used: float | None = None,
     title: str = "",
@@ -28,7 +29,7 @@ def draw_lr_range(
         used: the recipe's own rate, drawn where it is among the others.
     """
     with paper_style():
-        save(_lr_range(rates, losses, smoothed, suggestion, diverged, used, title), path)
+        save(_lr_range(rates, losses, smoothed, suggestion, stops_falling, diverged, used, title), path)
 
 
 def _lr_range(
@@ -36,6 +37,7 @@ def _lr_range(
     losses: Sequence[float],
     smoothed: Sequence[float],
     suggestion: float | None,
+    stops_falling: float | None,
     diverged: float | None,
     used: float | None,
     title: str,
@@ -43,14 +45,20 @@ def _lr_range(
     figure = new_figure(FULL_WIDTH, 2.8)
     axes = figure.add_subplot()
     finite = losses[: len(smoothed)]
+
+    def smoothed_at(rate: float) -> float:
+        return smoothed[min(range(len(smoothed)), key=lambda i: abs(rates[i] - rate))]
+
     axes.plot(rates[: len(finite)], finite, "o", color=GREY, alpha=0.45, markersize=2, markeredgewidth=0, label="loss")
     axes.plot(rates[: len(smoothed)], smoothed, color=BLUE, label="smoothed")
     if used is not None and rates[0] <= used <= rates[-1]:
         axes.axvline(used, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"the recipe's {used:g}")
     if suggestion is not None:
         axes.axvline(suggestion, color=ORANGE, linewidth=1.0, zorder=1, label=f"steepest descent {suggestion:g}")
-        nearest = min(range(len(smoothed)), key=lambda i: abs(rates[i] - suggestion))
-        axes.plot(suggestion, smoothed[nearest], "o", color=ORANGE, fillstyle="none", markersize=6, zorder=4)
+        axes.plot(suggestion, smoothed_at(suggestion), "o", color=ORANGE, fillstyle="none", markersize=6, zorder=4)
+    if stops_falling is not None:
+        name = f"stops falling {stops_falling:.2g}"
+        axes.plot(stops_falling, smoothed_at(stops_falling), "v", color=BLUE, markersize=5, zorder=4, label=name)
     if diverged is not None:
         axes.axvspan(diverged, max(rates[-1], diverged), color=GREY, alpha=0.15, linewidth=0, zorder=0)
         axes.axvline(diverged, color=GREY, linewidth=0.8, zorder=1, label=f"diverges {diverged:.2g}")
@@ -69,6 +77,6 @@ def _lr_range(
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
     if title:
-        axes.set_title(label(title, 60), loc="left", pad=16)
-    legend_above(axes, columns=5, handle=1.4)
+        axes.set_title(label(title, 60), loc="left", pad=30)  # above two rows of the legend
+    legend_above(axes, columns=3, handle=1.4)
     return figure
