@@ -1,6 +1,7 @@
 """Small data sets on disk, for the tests of everything that reads files."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ from vocseg.report.palette import save_palette_mask
 
 # The tests run in several processes; a thread for every core in each of them would be in the others' way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whoever starts the tests in the background, or by `nohup`, has them ignore these, and so would all that they start.
+for _number, _default in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
+    if hasattr(signal, _number) and signal.getsignal(getattr(signal, _number)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _number), _default)
 
 # VOC's ids of aeroplane, cat and person, and a colour for each that tells it from the rest.
 COLOURS = {0: (90, 90, 90), 1: (210, 60, 50), 8: (60, 190, 70), 15: (60, 80, 220)}

@@ -12,6 +12,7 @@ import gc
 import glob
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ import vocseg.run
 from vocseg.cli import main as vocseg_main
 from vocseg.train.loop import Training
 from vocseg.train.scoreboard import Scoreboard
+
+LONGEST = 180.0  # seconds that a run may take; most take one
 
 
 def main() -> None:
@@ -58,6 +61,8 @@ def watch(child: int, begun: float, command: dict[str, Any]) -> dict[str, Any]:
         if clock is not None and signals and now - clock >= signals[0][0]:
             os.kill(child, int(signals.pop(0)[1]))
             sent = now
+        if now - begun > LONGEST:
+            os.kill(child, signal.SIGKILL)
         time.sleep(0.0005)
 
 
