@@ -350,7 +350,9 @@ def main() -> None:
         seconds, missing = measure([*command, "--images", str(len(files))], len(files), given.rounds)
     ours = [side for side in seconds if side.startswith("vocseg")]
     report(
-        environment=environment("pillow", "opencv-python-headless", "torchvision", "albumentations", "mmsegmentation"),
+        environment=environment(
+            "simplejpeg", "isal", "pillow", "opencv-python-headless", "torchvision", "albumentations", "mmsegmentation"
+        ),
         images="VOC 2007" if given.data else "drawn",
         checked=checked,
         missing=missing,

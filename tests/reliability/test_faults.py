@@ -391,6 +391,6 @@ readers.close()
     process.send_signal(signal.SIGSTOP)
     time.sleep(7)
     process.send_signal(signal.SIGCONT)
-    time.sleep(0.5)  # it looks at its thread, which is still at the image
+    time.sleep(2.5)  # it looks at its thread twice, which is still at the image
     assert process.communicate("\n", timeout=30)[0] == "(4, 4)\n"
     assert process.returncode == 0

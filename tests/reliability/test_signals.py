@@ -81,7 +81,8 @@ def test_a_terminal_that_ends_twice_is_no_second_signal():
     with stop_request() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(0.1)  # in which the thread that watches would end this process
+            time.sleep(0.1)
+        time.sleep(3)  # in which the thread that watches would end this process
         assert stop.signal_number == signal.SIGHUP
 
 

@@ -51,6 +51,8 @@ def test_an_overlay_mixes_a_classs_colour_with_the_grey_photograph():
 def test_a_class_whose_colour_is_grey_is_told_from_the_photograph():
     shown = overlay(photo(12, 16), halves(), [(0, 0, 0), (128, 128, 128)])
     assert np.ptp(shown[:, 10:], axis=-1).min() > 30
+    several = overlay(photo(12, 16), halves(left=1, right=2), [(0, 0, 0), (85, 85, 85), (170, 170, 170)])
+    assert (np.abs(several[:, 2].astype(int) - several[:, -2]).max(axis=-1) > 20).all()
 
 
 def test_void_is_striped_in_grey_and_draws_no_line_around_itself():

@@ -1,6 +1,6 @@
 """Training batches: read, augmented and stacked on threads, ahead of the training step.
 
-Threads, not processes: OpenCV and Pillow release the interpreter while they decode and warp, so threads run in
+Threads, not processes: decoders and OpenCV release the interpreter while they decode and warp, so threads run in
 parallel without start-up, pickling or shared memory. What an epoch shows, and how it is augmented, is a function
 of (seed, epoch, position) and does not depend on the number of threads.
 """

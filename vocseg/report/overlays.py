@@ -67,7 +67,8 @@ def overlay(
         raise ValueError(f"expected an image (h, w, 3) and its mask (h, w), got {image.shape} and {mask.shape}")
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     colours = id_colours(palette)
-    colours[np.ptp(colours, axis=1) == 0] = NOT_GREY  # such as VOC's car, which would pass for the photograph
+    greys = np.ptp(colours, axis=1) == 0  # such as VOC's car, which would pass for the photograph
+    colours[greys] = colours[greys] // 2 + np.array(NOT_GREY, np.uint8) // 2  # several stay apart
     shown = np.asarray(cv2.addWeighted(grey, 1 - alpha, colours[mask], alpha, 0), np.uint8)
     faint = cv2.addWeighted(grey, 0.5, np.full_like(grey, 255), 0.5, 0)
     np.copyto(shown, faint, where=(mask == 0)[..., None])

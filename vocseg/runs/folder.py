@@ -46,7 +46,7 @@ from vocseg.runs.files import read_bytes, unwritable, without_nan, write_bytes, 
 
 PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "opencv-python-headless", "pillow",
-    "pydantic", "safetensors",
+    "simplejpeg", "isal", "pydantic", "safetensors",
 )  # fmt: skip
 
 Value = TypeVar("Value")

@@ -63,10 +63,12 @@ class StopRequest:
         """Takes a signal, between two instructions of the main thread."""
         now = time.monotonic()
         if number == _HANGUP:
+            for output in self._terminals:  # what is written to it from here on would fail
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
             if self.signal_number:  # a terminal's end is told twice, by the system and by the shell
                 return
-            for output in self._terminals:  # what is written to it from here on would fail
-                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         if self.signal_number and now - self._since <= _ECHO_SECONDS:
             return
         second = bool(self.signal_number)
