@@ -62,7 +62,7 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """The entry point: runs a command, prints errors as lines on stderr, and exits with their code."""
-    from vocseg.errors import Problem, VocsegError, one_line
+    from vocseg.errors import Interrupted, Problem, VocsegError, one_line
 
     _open_closed_streams()
     atexit.register(_end_quickly)
@@ -84,7 +84,7 @@ def main() -> None:
             with contextlib.suppress(OSError):  # that it cannot be printed may be the error
                 print_json({"error": [str(p) for p in error.problems], "exit_code": error.exit_code}, indent=None)
         rank = os.environ.get("RANK", "0")  # torchrun's processes: what all of them find, the first one says
-        if rank == "0" or error.exit_code not in (2, 129, 130, 143):
+        if rank == "0" or not (error.exit_code == 2 or isinstance(error, Interrupted)):
             _say(*(problem if rank == "0" else f"process {rank}: {problem}" for problem in error.problems))
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -142,7 +142,7 @@ def _end_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:
+        except (OSError, ValueError):  # the second where somebody closed it
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
